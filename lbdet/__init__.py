@@ -1,0 +1,5 @@
+"""lbdet: low-bit object detection."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

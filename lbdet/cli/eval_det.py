@@ -1,0 +1,103 @@
+"""`eval_det.py`: evaluate a run, or a config's weights as they are, at one precision or several."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lbdet.build import Built, build, load_run, read_data
+from lbdet.cli import exit_code
+from lbdet.config import load_config
+from lbdet.convert import (
+    coverage, model_bytes, quantized_layers, set_float, set_precision, set_scheduled_precision,
+)  # fmt: skip
+from lbdet.data.records import DetectionData
+from lbdet.engine.checkpoint import write_atomically
+from lbdet.engine.evaluate import evaluate, first_images
+from lbdet.engine.finish import recalibrate, summary
+from lbdet.engine.optim import average_start
+from lbdet.engine.progress import say
+from lbdet.errors import UserError
+from lbdet.precision import FLOAT, Precision
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, evaluate, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="eval_det.py", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="RUN", help="a folder that train_det.py left")
+    source.add_argument("--config", metavar="FILE", help="the config's weights without training")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings")
+    parser.add_argument("--precision", nargs="+", metavar="W4|float", help="default: the run's own")
+    parser.add_argument("--split", metavar="NAME", help="such as 2012:val; default: the config's data.val")
+    parser.add_argument("--recalibrate-bn", type=int, default=0, metavar="N", help="on N training images, each time")
+    parser.add_argument("--output", metavar="FILE", help="write the metrics of all precisions as JSON")
+    args = parser.parse_args(argv)
+    return exit_code(partial(_evaluate, args))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    settings = sum(args.settings, [])
+    if args.run and settings:
+        raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split")
+    precisions = [Precision.parse(text) for text in args.precision or ()]
+    if args.output and not Path(args.output).absolute().parent.is_dir():
+        raise UserError(f"--output: its folder must exist, got {args.output!r}")
+    config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
+    val = first_images(
+        read_data(config.data, [args.split] if args.split else config.data.val), config.eval.max_images
+    )
+    if not val.records:
+        raise UserError(f"--split: must hold images, got none in {args.split or config.data.val}")
+    train = read_data(config.data, config.data.train) if args.recalibrate_bn else None
+    built = load_run(args.run) if args.run else build(config)
+    results = measure(built, precisions or [config.schedule.target], val, train, args.recalibrate_bn)
+    if args.output:
+        text = json.dumps(results, indent=1) + "\n"
+        write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def measure(
+    built: Built,
+    precisions: Sequence[Precision],
+    val: DetectionData,
+    train: DetectionData | None,
+    recalibrate_images: int,
+) -> list[dict[str, Any]]:
+    """Evaluate one model at several precisions, each from the same weights; metrics a precision, printed as they come."""
+    model, config = built.model, built.config
+    own = {name: layer.precision for name, layer in quantized_layers(model).items()}
+    start = average_start(model)
+    results = []
+    for precision in precisions:
+        model.load_state_dict(start)
+        _set(model, precision, own)
+        if train is not None:
+            recalibrate(model, train, recalibrate_images)
+        metrics = evaluate(model, val, config.data.score_classes, config.eval.batch_size).metrics
+        errors = [c.squared_error for c in coverage(model) if c.squared_error is not None]
+        facts = {
+            "precision": str(precision),
+            "model_bytes": model_bytes(model),
+            "mean_squared_error": sum(errors) / len(errors) if errors else 0.0,
+            "recalibrate_bn": recalibrate_images,
+            "quantizer": config.quantizer.model_dump(mode="json"),
+        }
+        results.append(facts | metrics)
+        say(f"{summary(results[-1])}, {results[-1]['model_bytes'] / 1e6:.2f} MB")
+    return results
+
+
+def _set(model: nn.Module, precision: Precision, own: dict[str, Precision]) -> None:
+    """Set the width of all scheduled layers; the others keep their own, but "float" means every layer."""
+    if precision == FLOAT:
+        set_float(model)
+    else:
+        set_precision(model, own)
+        set_scheduled_precision(model, precision)

@@ -1,0 +1,131 @@
+"""`visualize.py`: draw a run's detections on your own photographs, alone or beside another model's."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from lbdet.build import Built, load_run
+from lbdet.cli import exit_code
+from lbdet.convert import set_float, set_scheduled_precision
+from lbdet.data.images import read_image
+from lbdet.engine.evaluate import to_model
+from lbdet.engine.progress import say
+from lbdet.errors import UserError
+from lbdet.metrics import diff_detections
+from lbdet.precision import FLOAT, Precision
+from lbdet.report.draw import draw_detections, draw_pair
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, draw, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="visualize.py", description=__doc__)
+    parser.add_argument("--run", required=True, metavar="RUN")
+    parser.add_argument("--images", required=True, nargs="+", metavar="FILE|FOLDER")
+    parser.add_argument("--output", required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--against", metavar="RUN_OR_PRECISION",
+        help="the reference, drawn on the left: another run, or this one at another precision, such as float",
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=float, default=0.4, help="least score that is drawn (default 0.4)")
+    args = parser.parse_args(argv)
+    return exit_code(partial(_visualize, args))
+
+
+def _visualize(args: argparse.Namespace) -> None:
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold: must lie in [0, 1], got {args.threshold}")
+    files = find_images(args.images)
+    ours = load_run(args.run)
+    reference, title = _reference(args.against, args.run, ours) if args.against else (None, "")
+    output = Path(args.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made: {error.strerror}") from None
+    counts = np.zeros(3, dtype=int)
+    for file, name in zip(files, _names(files), strict=True):
+        image = read_image(file, exif=True)
+        found = detect_one(ours.model, image, args.threshold)
+        if reference is None:
+            picture = draw_detections(image, found, ours.classes)
+            say(f"{output / name}: {len(found['scores'])} detections")
+        else:
+            theirs = detect_one(reference.model, image, args.threshold)
+            diff = diff_detections(theirs, found)
+            picture = draw_pair(image, theirs, found, diff, ours.classes, (title, str(ours.config.schedule.target)))
+            count = np.array([len(diff.kept), len(diff.lost), len(diff.new)])
+            counts += count
+            say("{}: kept {}, lost {}, new {}".format(output / name, *count))
+        picture.save(output / name)
+    if reference is not None:
+        say("{} images: kept {}, lost {}, new {}".format(len(files), *counts))
+
+
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """Return the files, and the JPEG and PNG files of the folders, sorted within each.
+
+    Raises:
+        UserError: a path that does not exist, or a folder without images.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+            if not found:
+                raise UserError(f"--images: {path} must hold {', '.join(SUFFIXES)} files, got none")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"--images: {path} does not exist")
+    return files
+
+
+@torch.no_grad()
+def detect_one(model: nn.Module, image: np.ndarray, threshold: float) -> dict[str, np.ndarray]:
+    """Run a detector on one image, uint8 `[H, W, 3]`; detections with a score of at least `threshold`."""
+    model.eval()
+    tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    (found,) = model(to_model([tensor], next(model.parameters()).device))
+    kept = found["scores"] >= threshold
+    return {key: value[kept].cpu().numpy() for key, value in found.items()}
+
+
+def _reference(against: str, run: str, ours: Built) -> tuple[Built, str]:
+    """Return the model to compare with, and its title."""
+    if Path(against).is_dir():
+        other = load_run(against)
+        if other.classes != ours.classes:
+            raise UserError(f"--against: {against} must have the classes of {run}, got {', '.join(other.classes[:5])} ...")
+        return other, f"{Path(against).name} ({other.config.schedule.target})"
+    try:
+        precision = Precision.parse(against)
+    except UserError:
+        raise UserError(f"--against: must be a run's folder or a precision like float, got {against!r}") from None
+    other = load_run(run)
+    if precision == FLOAT:
+        set_float(other.model)
+    else:
+        set_scheduled_precision(other.model, precision)
+    return other, f"{precision} (same weights)"
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return an output name a file; those that several folders share get a number."""
+    names: list[str] = []
+    for file in files:
+        name, count = f"{file.stem}.png", 1
+        while name in names:
+            count += 1
+            name = f"{file.stem}_{count}.png"
+        names.append(name)
+    return names

@@ -1,0 +1,65 @@
+"""The end of a run: recalibrate, save, evaluate, and leave the files that tell the result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from lbdet.convert import coverage, coverage_json, model_bytes
+from lbdet.data.records import DetectionData
+from lbdet.engine.evaluate import evaluate, first_images, image_batches, spread_images
+from lbdet.engine.progress import say
+from lbdet.engine.run_folder import RunFolder
+from lbdet.metrics.coco import to_coco_results
+from lbdet.nn.batch_norm import recalibrate_bn
+
+
+def finish(
+    model: nn.Module,
+    train_data: DetectionData,
+    val: DetectionData,
+    run: RunFolder,
+    architecture: str,
+    score_classes: Sequence[str] | None,
+    max_images: int | None,
+    batch_size: int,
+    recalibrate_images: int,
+    keep_float: Sequence[str],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Evaluate a trained model and write the run's results; metrics.json, the mark of a finished run, comes last.
+
+    Args:
+        recalibrate_images: batch norm statistics are measured again on so many training images first; 0 = not.
+        facts: what else belongs into metrics.json (precision, steps, seed).
+
+    Returns:
+        The content of metrics.json.
+    """
+    recalibrate(model, train_data, recalibrate_images)
+    run.save_model(model, architecture, val.classes)
+    val = first_images(val, max_images)
+    result = evaluate(model, val, score_classes, batch_size)
+    run.write_json("coverage.json", coverage_json(coverage(model, keep_float)))
+    run.write_json("detections.json", to_coco_results(result.detections, [r.id for r in val.records]), indent=None)
+    metrics = dict(facts) | {"model_bytes": model_bytes(model)} | result.metrics
+    run.write_json("metrics.json", metrics)
+    say(summary(metrics))
+    return metrics
+
+
+def recalibrate(model: nn.Module, data: DetectionData, images: int) -> None:
+    """Measure batch norm's statistics again on `images` images spread over the data set, as they are; 0 = leave."""
+    if images:
+        parameter = next(model.parameters())
+        seen = recalibrate_bn(model, image_batches(spread_images(data, images), 16, 1, parameter.device))
+        say(f"batch norm recalibrated on {seen} images")
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """Return the result in one line, in percent."""
+    shown = [("VOC 11-point mAP", "voc07_map"), ("VOC area mAP", "voc_area_map"), ("COCO mAP", "coco_map")]
+    parts = [f"{name} {'-' if metrics[key] is None else format(metrics[key], '.3f')}" for name, key in shown]
+    return f"{metrics['precision']}: {', '.join(parts)} over {len(metrics['scored_classes'])} classes, {metrics['images']} images"

@@ -1,0 +1,111 @@
+"""The folder of a run: which files it holds, and who may write into it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from lbdet.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and writers of a run; every file but the log is written atomically."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def model(self) -> Path:
+        """The weights as evaluated."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything to continue."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its final metrics, which are written last."""
+        return (self.path / "metrics.json").exists()
+
+    def refuse(self, config: str, resume: bool) -> None:
+        """Check that a run may begin here, or go on; nothing is written.
+
+        Raises:
+            UserError: the folder holds a run already and `resume` is false, or the run has another config.
+        """
+        if not self.config.exists():
+            return
+        if not resume:
+            raise UserError(f"{self.path}: holds a run already; give --resume to continue it, or another --output")
+        if self.config.read_text(encoding="utf-8") != config:
+            raise UserError(
+                f"{self.path}: the run has another config; resume it with --config {self.config} and no --set"
+            )
+
+    def start(self, config: str) -> None:
+        """Make the folder and write the config.
+
+        Raises:
+            UserError: the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made: {error.strerror}") from None
+        self.write_text("config.yaml", config)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file."""
+        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def write_json(self, name: str, value: object, indent: int | None = 1) -> None:
+        """Write plain data."""
+        self.write_text(name, json.dumps(value, indent=indent) + "\n")
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_log_after(self, step: int) -> None:
+        """Drop the lines of updates after `step`, which a resumed run will write again."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in kept))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Replace the checkpoint."""
+        save_checkpoint(self.checkpoint, state)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Return the checkpoint, or None where there is none yet."""
+        return load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+
+    def save_model(self, model: nn.Module, architecture: str, classes: Sequence[str]) -> None:
+        """Write the state dict as safetensors; the file itself says which model and classes it is for."""
+        tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
+        write_atomically(self.model, lambda file: save_file(tensors, file, metadata))
+
+
+def _step(line: str) -> int:
+    """Return a log line's step; a line cut short by a crash belongs to no step that is kept."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return 1 << 62

@@ -1,0 +1,239 @@
+"""The training loop: the only place where format, schedule and data meet. It reads straight down."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lbdet.convert import scheduled_layers, set_precision
+from lbdet.data.augment import derive_seed
+from lbdet.data.loader import TrainSet, steps_per_epoch, train_batches
+from lbdet.data.records import DetectionData
+from lbdet.engine.evaluate import evaluate, first_images, to_model
+from lbdet.engine.optim import average_start, average_update, build_optimizer, lr_factor
+from lbdet.engine.progress import say, track
+from lbdet.engine.run_folder import RunFolder
+from lbdet.errors import NumericsError, UserError
+from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
+from lbdet.schedules import Schedule
+
+LOG_EVERY = 20
+IMAGES_ON_THE_WAY = 200
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What the loop is told; the names are those of the config's `train` section, where they are explained."""
+
+    epochs: int = 6
+    max_steps: int | None = None
+    batch_size: int = 16
+    accumulate: int = 1
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    warmup_steps: int = 50
+    lr_curve: str = "cosine"
+    lr_milestones: Sequence[float] = (0.67, 0.89)
+    clip_norm: float | None = None
+    checkpoint_steps: int | None = None
+    ema: float | None = None
+    amp: bool = False
+    workers: int = 1
+    batch_norm: Literal["train", "frozen"] = "train"
+    eval_every_epochs: int | None = None
+
+    def updates_per_epoch(self, images: int) -> int:
+        """Return the optimizer updates in an epoch of `images`."""
+        return max(1, steps_per_epoch(images, self.batch_size) // self.accumulate)
+
+    def total_steps(self, images: int) -> int:
+        """Return the optimizer updates of the whole training."""
+        steps = self.epochs * self.updates_per_epoch(images)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+class Interrupted(Exception):
+    """A signal asked to stop; the checkpoint is written."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"interrupted at step {step}, saved; continue with --resume")
+        self.signum = signum
+
+
+def train(
+    model: nn.Module,
+    train_set: TrainSet,
+    val: DetectionData,
+    score_classes: Sequence[str] | None,
+    schedule: Schedule,
+    settings: TrainSettings,
+    run: RunFolder,
+    seed: int,
+) -> int:
+    """Train `model` in place, from the run's checkpoint where there is one, and leave it as it is to be evaluated.
+
+    Returns:
+        The number of optimizer updates that the whole training has.
+
+    Raises:
+        NumericsError: a loss that is not finite.
+        Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last finished update.
+        UserError: a damaged image, or a checkpoint of another length of training or model.
+    """
+    device = next(model.parameters()).device
+    total, per_epoch = settings.total_steps(len(train_set)), settings.updates_per_epoch(len(train_set))
+    if settings.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    optimizer = build_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum)
+    average = average_start(model) if settings.ema else None
+    layers = scheduled_layers(model)
+    start = _resume(run, model, optimizer, average, total)
+    batches = train_batches(
+        train_set, settings.batch_size, seed, start * settings.accumulate, total * settings.accumulate, settings.workers
+    )  # fmt: skip
+
+    with _signals() as received:
+        for step in track(range(start, total), total - start, "train"):
+            set_precision(model, schedule.plan(step, total, layers, {}).precision)
+            set_training_mode(model, settings.batch_norm)
+            torch.manual_seed(derive_seed("model", seed, step))  # dropout and the samplers of Faster R-CNN
+            rate = settings.lr * lr_factor(
+                step, total, settings.warmup_steps, settings.lr_curve, settings.lr_milestones
+            )
+            losses = _update(model, optimizer, rate, batches, settings, device, step, run)
+            if average is not None and settings.ema:
+                average_update(average, model, settings.ema, step)
+
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == total:
+                run.log({"step": done, "epoch": step // per_epoch, "lr": rate, **losses})
+            if done % per_epoch == 0:
+                say(f"epoch {done // per_epoch}: step {done}/{total}, loss {losses['loss']:.3f}")
+                if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
+                    run.log({"step": done} | _evaluate_on_the_way(model, average, val, score_classes))
+            if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
+                run.save_checkpoint(_state(model, optimizer, average, done, total))
+            if received:
+                raise Interrupted(received[0], done)
+
+    if average is not None:
+        model.load_state_dict(average)
+    set_precision(model, schedule.plan(max(total - 1, 0), total, layers, {}).precision)
+    return total
+
+
+def _update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    batches: Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]],
+    settings: TrainSettings,
+    device: torch.device,
+    step: int,
+    run: RunFolder,
+) -> dict[str, float]:
+    """Make one optimizer update from `accumulate` batches; return the mean losses."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    sums: dict[str, float] = {}
+    for _ in range(settings.accumulate):
+        images, targets = next(batches)
+        targets = [{k: v.to(device) for k, v in target.items()} for target in targets]
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            losses = model(to_model(images, device), targets)
+        loss = torch.stack(list(losses.values())).sum()
+        for name, value in [("loss", loss), *losses.items()]:
+            sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulate
+        _stop_if_not_finite(sums, step, run)
+        (loss / settings.accumulate).backward()
+    if settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    optimizer.step()
+    return sums
+
+
+def _stop_if_not_finite(losses: Mapping[str, float], step: int, run: RunFolder) -> None:
+    if math.isfinite(losses["loss"]):
+        return
+    parts = ", ".join(f"{name}={value:.4g}" for name, value in losses.items() if name != "loss")
+    saved = f"last good checkpoint: {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint yet"
+    raise NumericsError(f"step {step}: loss is {losses['loss']} ({parts}); {saved}; a smaller train.lr may help")
+
+
+def _evaluate_on_the_way(
+    model: nn.Module, average: Mapping[str, Tensor] | None, val: DetectionData, score_classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """Evaluate the averaged weights where there are some, else the model's, on the first images of `val`."""
+    trained = average_start(model)
+    if average is not None:
+        model.load_state_dict(average)
+    metrics = evaluate(model, first_images(val, IMAGES_ON_THE_WAY), score_classes).metrics
+    model.load_state_dict(trained)
+    say(f"  VOC 11-point mAP {metrics['voc07_map'] or 0:.3f} on {metrics['images']} images")
+    return {key: metrics[key] for key in ("voc07_map", "voc_area_map", "coco_map", "images")}
+
+
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None, step: int, total: int
+) -> dict[str, Any]:
+    return {
+        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
+        "step": step, "total_steps": total,
+    }  # fmt: skip
+
+
+def _resume(
+    run: RunFolder,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+    total: int,
+) -> int:
+    """Load the run's checkpoint, if there is one; return the first step that is left to do."""
+    state = run.load_checkpoint()
+    if state is None:
+        return 0
+    if state["total_steps"] != total:
+        raise UserError(
+            f"{run.checkpoint}: training has {state['total_steps']} steps, the config and data now give {total}; "
+            "resume with the data and settings that the run began with"
+        )
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for name, value in (average or {}).items():
+            value.copy_(state["average"][name])
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{run.checkpoint}: is a checkpoint of another model or optimizer: {reason}") from None
+    run.forget_log_after(state["step"])
+    say(f"resumed at step {state['step']}/{total}")
+    return state["step"]
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the yielded list instead of dying; a second one kills as usual."""
+    received: list[int] = []
+
+    def note(signum: int, _: FrameType | None) -> None:
+        received.append(signum)
+        signal.signal(signum, previous[signum])
+
+    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

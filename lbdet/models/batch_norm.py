@@ -1,0 +1,108 @@
+"""Batch norm in a detector: trained or frozen, and its statistics re-estimated after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lbdet.errors import UserError
+
+
+def set_training_mode(model: nn.Module, batch_norm: Literal["train", "frozen"]) -> None:
+    """Put `model` into training mode; `frozen` batch norm uses its running statistics and keeps them.
+
+    Call it instead of `model.train()`, which would thaw batch norm. Gamma and beta train in both modes,
+    unless `freeze_batch_norm` was called.
+    """
+    if batch_norm not in ("train", "frozen"):
+        raise UserError(f"batch_norm: must be 'train' or 'frozen', got {batch_norm!r}; choose one of them")
+    model.train()
+    if batch_norm == "frozen":
+        for layer in _batch_norms(model):
+            layer.eval()
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Exclude gamma and beta of every batch norm from training; the statistics are `set_training_mode`'s."""
+    for layer in _batch_norms(model):
+        for parameter in layer.parameters():
+            parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def recalibrate_bn(model: nn.Module, batches: Iterable[Sequence[Tensor] | Tensor]) -> int:
+    """Estimate the running statistics of every batch norm anew, at the model's present precision.
+
+    A layer's mean and (unbiased) variance are pooled over all its inputs, so they include the variance
+    between batches; averaging the variances of batches, as PyTorch does, loses it, and on maps of a few
+    pixels it counts. The model is in eval mode throughout (no dropout, no targets), and a layer normalises
+    each batch with its pooled statistics *so far*. The first batch norm of a path is therefore exactly
+    independent of how images are batched; those behind it nearly, as early batches are normalised by the
+    statistics of few images. One pass; old statistics have no influence.
+
+    Args:
+        model: a detector or classifier; changed in place. A batch norm that no batch reaches stays as it is.
+        batches: what `model` takes in eval mode, on its device: a list of images `[3, H, W]` or a tensor
+            `[N, 3, H, W]`. Not read where the model has no batch norm.
+
+    Returns:
+        The number of images seen.
+    """
+    layers = [layer for layer in _batch_norms(model) if layer.track_running_stats]
+    if not layers:
+        return 0
+    modes = [(module, module.training) for module in model.modules()]
+    hooks = [layer.register_forward_pre_hook(_Pool(layer)) for layer in layers]
+    images = 0
+    try:
+        model.eval()
+        for batch in batches:
+            model(batch)
+            images += len(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return images
+
+
+@dataclass
+class _Pool:
+    """A hook that merges each input of a batch norm into running statistics over all of them.
+
+    Reference: Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+    Variances", 1979.
+    """
+
+    layer: _BatchNorm
+    count: int = 0
+    mean: Tensor | float = 0.0
+    """float64 `[C]`"""
+    squares: Tensor | float = 0.0
+    """float64 `[C]`: sum of squared differences from `mean`"""
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        x = inputs[0]  # [N, C, ...]
+        count = x.numel() // x.shape[1]
+        if count == 0:  # a layer on proposals, of which there may be none
+            return
+        var, mean = torch.var_mean(x.float(), dim=[d for d in range(x.ndim) if d != 1], correction=0)
+        total = self.count + count
+        delta = mean.double() - self.mean
+        self.squares = self.squares + var.double() * count + delta.square() * (self.count * count / total)
+        self.mean = self.mean + delta * (count / total)
+        self.count = total
+        assert self.layer.running_mean is not None
+        assert self.layer.running_var is not None
+        self.layer.running_mean.copy_(self.mean)
+        self.layer.running_var.copy_(self.squares / max(total - 1, 1))
+
+
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]

@@ -1,0 +1,1 @@
+"""Number formats as pure functions on tensors, one file a format."""

@@ -1,0 +1,23 @@
+"""Granularity as a view: a weight becomes rows that each have one scale."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+GRANULARITIES = ("per_tensor", "per_channel")
+
+
+def as_rows(weight: Tensor, granularity: str) -> Tensor:
+    """View a weight `[C, ...]` as `[1, N]` (per_tensor) or `[C, N / C]` (per_channel).
+
+    Raises:
+        ValueError: an unknown granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+    return weight.reshape(1, -1) if granularity == "per_tensor" else weight.reshape(weight.shape[0], -1)
+
+
+def per_row(scale: Tensor, ndim: int) -> Tensor:
+    """Shape a scale `[]` or `[C]` so that it broadcasts against a weight `[C, ...]` with `ndim` dimensions."""
+    return scale if scale.ndim == 0 else scale.view(-1, *[1] * (ndim - 1))

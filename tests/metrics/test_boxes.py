@@ -1,0 +1,31 @@
+"""Intersection over union, and the table of all images' boxes."""
+
+from __future__ import annotations
+
+import numpy as np
+from oracles_ap import inclusive, overlap
+
+from lbdet.metrics.boxes import box_iou, stack
+
+
+def test_the_overlap_is_the_devkits_on_inclusive_pixels():
+    rng = np.random.default_rng(0)
+    corner, size = rng.integers(0, 20, (40, 2)), rng.integers(1, 20, (40, 2))
+    boxes = np.concatenate([corner, corner + size], axis=1).astype(np.float32)
+    expected = [[overlap(inclusive(a), inclusive(b)) for b in boxes] for a in boxes]
+    np.testing.assert_allclose(box_iou(boxes[:, None], boxes[None]), expected, rtol=1e-15)
+
+
+def test_empty_and_inverted_boxes_overlap_nothing():
+    boxes = np.array([[0, 0, 9, 9], [3, 3, 3, 3], [5, 5, 2, 2], [9, 9, 1, 1]])
+    assert box_iou(boxes[:, None], boxes[None]).tolist() == np.diag([1.0, 0, 0, 0]).tolist()
+
+
+def test_images_are_stacked_in_their_order():
+    samples = [
+        {"boxes": np.zeros((n, 4)), "labels": np.full(n, n), "scores": np.full(n, n / 4)} for n in (1, 0, 2)
+    ]
+    table = stack(samples, "scores", 2, "detections")
+    assert table.image.tolist() == [0, 2, 2]
+    assert table.labels.tolist() == [1, 2, 2]
+    assert table.extra.tolist() == [0.25, 0.5, 0.5]

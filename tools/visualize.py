@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.visualize import main
+
+sys.exit(main())
