@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision.models.detection.ssd import SSD
 
 from lbdet.classes import CLASS_LISTS
 from lbdet.config import Config, DataConfig, ScheduleConfig, load_config, weight_format
@@ -19,7 +19,7 @@ from lbdet.data.coco import read_coco
 from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
-from lbdet.data.voc import read_voc
+from lbdet.data.voc import download_voc, read_voc
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.train import TrainSettings
 from lbdet.errors import UserError, closest
@@ -55,14 +55,25 @@ def named_classes(value: str | Sequence[str], where: str) -> tuple[str, ...]:
     elif value in lists:
         names = lists[value]
     elif Path(value).is_file():
-        names = tuple(line.strip() for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip())
+        names = _lines(value)
     else:
         raise UserError(
             f"{where}: must be a list, a file or one of {', '.join(lists)}, got {value!r}{closest(value, lists)}"
         )
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"{where}: must be different names, at least one, got {list(names)[:8]}")
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice or not names:
+        got = f"{twice[0]!r} twice" if twice else "none"
+        raise UserError(f"{where}: must be different names, at least one, got {got}")
     return names
+
+
+def _lines(path: str) -> tuple[str, ...]:
+    """Return the lines of a text file that are not blank."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: must be a text file with a class name a line, got {error}") from None
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData:
@@ -89,6 +100,19 @@ def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData:
     return read_voc(config.root, splits, classes, config.other_classes)
 
 
+def download(config: DataConfig) -> None:
+    """Fetch the years of PASCAL VOC that a config's splits name into `data.root`, MD5 checked.
+
+    Raises:
+        UserError: another data set, splits without a year, or a failing network.
+    """
+    years = {split.partition(":")[0] for split in (*config.train, *config.val) if ":" in split}
+    if config.name != "voc" or not years:
+        raise UserError(f"--download: is for PASCAL VOC's year:split, got data {config.name!r}, {config.train}")
+    for year in sorted(years):
+        download_voc(config.root, year)
+
+
 def build_train_set(config: Config) -> TrainSet:
     """Read the training split and its augmentation.
 
@@ -99,6 +123,20 @@ def build_train_set(config: Config) -> TrainSet:
     if not data.records:
         raise UserError(f"data.train: must hold images, got none in {config.data.train}")
     return TrainSet(data, build_augmentation(config.data.augment), config.seed)
+
+
+def check_batch_norm(config: Config, model: nn.Module) -> None:
+    """Refuse to train batch norm of an SSD on single images: its deepest maps are 1x1 and have no variance.
+
+    Raises:
+        UserError: `train.batch_size` is 1, the detector an SSD and its batch norm not frozen.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    if layers and isinstance(model, SSD) and config.train.batch_size == 1 and config.model.batch_norm == "train":
+        raise UserError(
+            "train.batch_size: must be at least 2 for an SSD with model.batch_norm: train, got 1; "
+            "use more images, or model.batch_norm: frozen"
+        )
 
 
 def build_schedule(config: ScheduleConfig) -> Schedule:
@@ -138,9 +176,10 @@ def load_run(path: str | Path) -> Built:
         raise UserError(f"{path}: has no model.safetensors yet; finish it with tools/train_det.py --resume")
     config = load_config(run.config)
     weights = load_weights(str(run.model))
-    classes = tuple(json.loads(weights.metadata["classes"]))
-    model = build_detector(config.model.name, classes, image_size=config.model.image_size)
-    built = _quantized(config, model, classes)
+    if weights.classes is None:
+        raise UserError(f"{run.model}: must name its classes as a run's model does, got none; train the run again")
+    model = build_detector(config.model.name, weights.classes, image_size=config.model.image_size)
+    built = _quantized(config, model, weights.classes)
     load_into(built.model, weights)
     return built
 
@@ -160,8 +199,10 @@ def _quantized(config: Config, model: nn.Module, classes: tuple[str, ...]) -> Bu
         Override(pattern, o.precision, weight_format(o.weight) if o.weight else None)
         for pattern, o in config.quantizer.overrides.items()
     ]
-    model, coverage = quantize_model(
-        model, config.schedule.target, weight_format(config.quantizer.weight), overrides, config.quantizer.keep_float
-    )
+    weight, target = weight_format(config.quantizer.weight), config.schedule.target
+    try:
+        model, coverage = quantize_model(model, target, weight, overrides, config.quantizer.keep_float)
+    except UserError as error:
+        raise UserError(f"quantizer: {error}") from None
     set_precision(model, schedule.plan(0, 1, scheduled_layers(model), {}).precision)
     return Built(config, model.to(device()), coverage, classes)

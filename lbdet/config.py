@@ -21,19 +21,29 @@ Granularity = Literal["per_tensor", "per_channel"]
 
 
 def _parse_precision(value: object) -> object:
-    if not isinstance(value, str):
+    if isinstance(value, Precision):
         return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be 'float' or like W4, got {_short(value)}")
     try:
         return Precision.parse(value)
     except UserError as error:
         raise ValueError(str(error)) from None
 
 
+def _name_or_names(value: object) -> object:
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        return value
+    raise ValueError(f"must be a name, a file or a list of names, got {_short(value)}")
+
+
 PrecisionText = Annotated[Precision, BeforeValidator(_parse_precision)]
+ClassNames = Annotated[str | list[str], BeforeValidator(_name_or_names)]
+"""a name (voc20, coco80), a list, or a file with one a line"""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -44,7 +54,7 @@ class ModelConfig(_Section):
     """a .safetensors or .pth file, or torchvision's own by name, such as COCO_V1"""
     weights_backbone: str | None = None
     """a classifier's weights for the backbone alone"""
-    weights_classes: str | list[str] | None = None
+    weights_classes: ClassNames | None = None
     """the classes of the predictors in `weights`, where the file does not say"""
     batch_norm: Literal["train", "frozen"] = "train"
     image_size: int | None = Field(default=None, ge=32)
@@ -58,10 +68,9 @@ class DataConfig(_Section):
     root: str
     train: list[str] = Field(min_length=1)
     val: list[str] = Field(min_length=1)
-    classes: str | list[str]
-    """a name (voc20, coco80), a list, or a file with one a line"""
+    classes: ClassNames
     other_classes: Literal["error", "ignore"] = "error"
-    score_classes: list[str] | None = None
+    score_classes: list[str] | None = Field(default=None, min_length=1)
     """the classes that the mean AP is over; null = all"""
     augment: str = "flip"
     """none, flip, ssd, multiscale, or an albumentations YAML"""
@@ -166,7 +175,7 @@ class Config(_Section):
     schedule: ScheduleConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _formats_can_do_the_widths(self) -> Config:
@@ -193,8 +202,8 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
         tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    except _NOT_YAML as error:
+        raise UserError(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of sections, got {type(tree).__name__}")
     for setting in settings:
@@ -220,20 +229,34 @@ def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None}
 
 
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: no UTF-8, an impossible date, a huge number
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice, and aliases (a few bytes of them expand to gigabytes)."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"aliases are not allowed{self.peek_event().start_mark}")
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed; write the value again", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise yaml.YAMLError(f"key {twice[0]!r} stands twice in one mapping{node.start_mark}")
+        seen: list[Any] = []
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"key {key!r} stands twice in one mapping; remove one"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.append(key)
         return super().construct_mapping(node, deep)
+
+
+def _yaml_problem(error: Exception) -> str:
+    """Return one line that says where and what, without the excerpt that PyYAML draws."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    return f"is not YAML: {' '.join(str(error).split())}"
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:
@@ -243,8 +266,8 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         raise UserError(f"--set: must be like train.epochs=1, got {setting!r}")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {setting}: the value is not YAML: {' '.join(str(error).split())}") from None
+    except _NOT_YAML as error:
+        raise UserError(f"--set {_short(setting)}: {_yaml_problem(error)}") from None
     section = tree
     for key in keys[:-1]:
         if not isinstance(section.get(key), dict):
@@ -269,19 +292,25 @@ def _sentence(problem: Any) -> str:
     path, got = ".".join(keys), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"{path}: unknown key{closest(keys[-1], _keys_beside(keys))}"
+            beside = _keys_beside(keys)
+            return f"{path}: unknown key" + (closest(keys[-1], beside) or f"; keys here: {', '.join(beside)}")
         case "missing":
             return f"{path}: must be given"
         case "value_error":
             message = str(problem["ctx"]["error"])
             return f"{path}: {message}" if path else message
         case "union_tag_invalid" | "union_tag_not_found":
-            return f"{path}.format: must be one of 'lbw', 'uniform', got {_short(got)}"
+            name = got.get("format") if isinstance(got, dict) else got
+            return f"{path}.format: must be one of 'lbw', 'uniform', got {_short(name)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{path}: must be a mapping of keys, got {_short(got)}"
-        case "dataclass_type":
-            return f"{path}: must be 'float' or like W4, got {_short(got)}"
-    rule = problem["msg"].removeprefix("Input ")
+        case "too_short":
+            return f"{path}: must not be empty, got {_short(got)}"
+        case "int_parsing" | "int_from_float" | "int_type":
+            return f"{path}: must be a whole number, got {_short(got)}"
+        case "float_parsing" | "float_type":
+            return f"{path}: must be a number, got {_short(got)}"
+    rule = problem["msg"].removeprefix("Input ").replace("should", "must")
     return f"{path}: {rule[0].lower()}{rule[1:]}, got {_short(got)}"
 
 
@@ -292,11 +321,11 @@ def _short(value: object) -> str:
 
 def _keys_beside(keys: Sequence[str]) -> list[str]:
     """Return the keys that exist where an unknown one was written."""
+    if len(keys) > 2 and keys[-2] == "weight":
+        return list(LbwConfig.model_fields)
+    if "overrides" in keys[:-1]:
+        return list(OverrideConfig.model_fields)
     section: Any = Config
     for key in keys[:-1]:
-        if key == "weight":
-            return ["format", "solver", "granularity", "ratio"]
-        if key == "overrides":
-            return list(OverrideConfig.model_fields)
         section = section.model_fields[key].annotation
     return list(section.model_fields)

@@ -95,12 +95,14 @@ def quantize_model(
         The same model, and the coverage report, one entry a layer in the model's order.
 
     Raises:
-        UserError: a pattern that matches no layer, a width that a format does not have, an unknown format.
+        UserError: a pattern that matches no layer, a width that a format does not have, an unknown format, a model
+            that has no layers to swap or is one itself.
 
     >>> model, report = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), "W2")
     converted 2/2 layers, 232 of 232 weights
     """
     names = [name for name, module in model.named_modules() if _is_swappable(module)]
+    _check_has_layers(model, names)
     for pattern in [*keep_float, *(o.pattern for o in overrides)]:
         _matching(pattern, names)
     for name in names:
@@ -195,13 +197,12 @@ def model_bytes(model: nn.Module) -> int:
 
     Everything else (batch norm, biases, float layers) counts as it is stored, four bytes a float32.
     """
-    tensors = model.state_dict()
-    bits = 8 * sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    tensors = model.state_dict(keep_vars=True).values()  # the tensors themselves: one that is shared counts once
+    bits = {id(tensor): 8 * tensor.numel() * tensor.element_size() for tensor in tensors}
     for layer in quantized_layers(model).values():
         if layer.precision.weight_bits is not None:
-            bits -= 8 * layer.weight.numel() * layer.weight.element_size()
-            bits += layer.weight_quantizer.stored_bits(layer.weight, layer.precision.weight_bits)
-    return -(-bits // 8)
+            bits[id(layer.weight)] = layer.weight_quantizer.stored_bits(layer.weight, layer.precision.weight_bits)
+    return -(-sum(bits.values()) // 8)
 
 
 def coverage_json(report: Sequence[LayerCoverage]) -> list[dict[str, Any]]:
@@ -211,6 +212,14 @@ def coverage_json(report: Sequence[LayerCoverage]) -> list[dict[str, Any]]:
 
 def _is_swappable(module: nn.Module) -> bool:
     return type(module) in _SWAPS
+
+
+def _check_has_layers(model: nn.Module, names: Sequence[str]) -> None:
+    kind = type(model).__name__
+    if not names:
+        raise UserError(f"quantize_model: must have float nn.Conv2d or nn.Linear, got none in {kind}; give a float model")
+    if "" in names:
+        raise UserError(f"quantize_model: layers must be inside a model, got a bare {kind}; wrap it in nn.Sequential")
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
@@ -223,11 +232,12 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
 
 
 def _swap(model: nn.Module, name: str, quantizer: WeightQuantizer) -> QuantLayer:
-    parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    original = getattr(parent, child)
+    original = model.get_submodule(name)
     layer = _SWAPS[type(original)].from_float(original, quantizer)
-    setattr(parent, child, layer)
+    for parent in list(model.modules()):
+        for child, module in parent._modules.items():  # unlike named_children, all names of a layer used twice
+            if module is original:
+                setattr(parent, child, layer)
     return layer
 
 
@@ -237,8 +247,8 @@ def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) ->
     base = LayerCoverage(name, kind, tuple(layer.weight.shape), layer.weight.numel(), None)
     if not isinstance(layer, (QuantConv2d, QuantLinear)):
         pattern = next((p for p in keep_float if fnmatchcase(name, p)), None)
-        kept = f"keep_float {pattern!r}" if pattern else f"type {type(layer).__name__} has no quantized twin"
-        return LayerCoverage(**asdict(base) | {"reason": kept})
+        twin = "not converted" if _is_swappable(layer) else f"type {type(layer).__name__} has no quantized twin"
+        return LayerCoverage(**asdict(base) | {"reason": f"keep_float {pattern!r}" if pattern else twin})
     quantizer, bits = layer.weight_quantizer, layer.precision.weight_bits
     found = {"format": quantizer.format, "solver": quantizer.solver, "granularity": quantizer.granularity}
     if bits is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from lbdet.errors import UserError
 
-_PATTERN = re.compile(r"(?:W(\d+))?(?:A(\d+))?")
+_PATTERN = re.compile("(?:W([1-9][0-9]*))?(?:A([1-9][0-9]*))?")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Precision:
         match = _PATTERN.fullmatch(text)
         if text == "float":
             return cls()
-        if not text or match is None or "0" in (match[1], match[2]):
+        if not text or match is None:
             raise UserError(f"precision must be 'float' or like W4, W4A8, got {text!r}; write for instance W4")
         return cls(*(int(group) if group else None for group in match.groups()))
 

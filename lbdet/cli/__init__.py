@@ -17,7 +17,7 @@ VERBS = {
     "train-det": "lbdet.cli.train_det",
     "eval-det": "lbdet.cli.eval_det",
     "visualize": "lbdet.cli.visualize",
-    "prepare-voc": "lbdet.cli.prepare_voc",
+    "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",
 }
 

@@ -15,7 +15,7 @@ from lbdet.build import Built, build, load_run, read_data
 from lbdet.cli import exit_code
 from lbdet.config import load_config
 from lbdet.convert import (
-    coverage, model_bytes, quantized_layers, set_float, set_precision, set_scheduled_precision,
+    check_width, coverage, model_bytes, quantized_layers, set_float, set_precision, set_scheduled_precision,
 )  # fmt: skip
 from lbdet.data.records import DetectionData
 from lbdet.engine.checkpoint import write_atomically
@@ -47,8 +47,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.run and settings:
         raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split")
     precisions = [Precision.parse(text) for text in args.precision or ()]
-    if args.output and not Path(args.output).absolute().parent.is_dir():
-        raise UserError(f"--output: its folder must exist, got {args.output!r}")
+    if args.recalibrate_bn < 0:
+        raise UserError(f"--recalibrate-bn: must not be negative, got {args.recalibrate_bn}")
+    if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
+        raise UserError(f"--output: must be a file in a folder that exists, got {args.output!r}")
     config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
     val = first_images(
         read_data(config.data, [args.split] if args.split else config.data.val), config.eval.max_images
@@ -57,6 +59,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--split: must hold images, got none in {args.split or config.data.val}")
     train = read_data(config.data, config.data.train) if args.recalibrate_bn else None
     built = load_run(args.run) if args.run else build(config)
+    for precision in precisions:
+        _check(built.model, precision)
     results = measure(built, precisions or [config.schedule.target], val, train, args.recalibrate_bn)
     if args.output:
         text = json.dumps(results, indent=1) + "\n"
@@ -92,6 +96,13 @@ def measure(
         results.append(facts | metrics)
         say(f"{summary(results[-1])}, {results[-1]['model_bytes'] / 1e6:.2f} MB")
     return results
+
+
+def _check(model: nn.Module, precision: Precision) -> None:
+    """Refuse a width that a layer's format does not have before the evaluation of the widths in front of it."""
+    for layer in quantized_layers(model).values():
+        if layer.scheduled:
+            check_width(layer.weight_quantizer, precision, "--precision")
 
 
 def _set(model: nn.Module, precision: Precision, own: dict[str, Precision]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lbdet.build import build, build_schedule, build_settings, build_train_set, read_data
+from lbdet.build import (
+    build, build_schedule, build_settings, build_train_set, check_batch_norm, download, read_data,
+)  # fmt: skip
 from lbdet.cli import exit_code
-from lbdet.config import dump_config, load_config
+from lbdet.config import Config, dump_config, load_config
 from lbdet.engine.finish import finish
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
@@ -23,19 +25,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings")
     parser.add_argument("--output", metavar="RUN", help="default: runs/<name of the config>")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument("--download", action="store_true", help="fetch VOC2007 or VOC2012 into data.root first")
     args = parser.parse_args(argv)
     output = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
-    return exit_code(partial(_train, args.config, sum(args.settings, []), RunFolder(output), args.resume))
+    return exit_code(partial(_train, args, RunFolder(output)))
 
 
-def _train(config_path: str, settings: Sequence[str], run: RunFolder, resume: bool) -> None:
-    config = load_config(config_path, settings)
+def _train(args: argparse.Namespace, run: RunFolder) -> None:
+    config = load_config(args.config, sum(args.settings, []))
+    if args.download:
+        download(config.data)
+    train_run(config, run, args.resume)
+
+
+def train_run(config: Config, run: RunFolder, resume: bool) -> None:
+    """Train what a config describes into a run folder and evaluate it; nothing happens if that was done already."""
     run.refuse(dump_config(config), resume)
     if run.finished:
         say(f"{run.path}: is finished already; nothing to do")
         return
     train_set, val = build_train_set(config), read_data(config.data, config.data.val)
     built = build(config)
+    check_batch_norm(config, built.model)
     run.start(dump_config(config))
     say(f"{len(train_set)} images to train on, {len(val.records)} to evaluate on; run folder {run.path}")
     steps = train(

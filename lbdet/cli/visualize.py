@@ -15,6 +15,7 @@ from lbdet.build import Built, load_run
 from lbdet.cli import exit_code
 from lbdet.convert import set_float, set_scheduled_precision
 from lbdet.data.images import read_image
+from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.evaluate import to_model
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
@@ -37,35 +38,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--threshold", type=float, default=0.4, help="least score that is drawn (default 0.4)")
     args = parser.parse_args(argv)
-    return exit_code(partial(_visualize, args))
+    return exit_code(partial(visualize, args.run, args.images, Path(args.output), args.against, args.threshold))
 
 
-def _visualize(args: argparse.Namespace) -> None:
-    if not 0 <= args.threshold <= 1:
-        raise UserError(f"--threshold: must lie in [0, 1], got {args.threshold}")
-    files = find_images(args.images)
-    ours = load_run(args.run)
-    reference, title = _reference(args.against, args.run, ours) if args.against else (None, "")
-    output = Path(args.output)
+def visualize(
+    run: str, images: Sequence[str], output: Path, against: str | None = None, threshold: float = 0.4
+) -> None:
+    """Draw a run's detections on images, a PNG each in `output`; with `against` two models side by side, compared.
+
+    Raises:
+        UserError: no such run, image or reference; a threshold outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise UserError(f"--threshold: must lie in [0, 1], got {threshold}")
+    files = find_images(images)
+    names = _names(files)
+    for file in files:
+        if any((output / name).resolve() == file.resolve() for name in names):
+            raise UserError(f"--output: must not be where the images are, {file} would be lost; name another folder")
+    ours = load_run(run)
+    reference, title = _reference(against, run, ours) if against else (None, "")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be made: {error.strerror}") from None
     counts = np.zeros(3, dtype=int)
-    for file, name in zip(files, _names(files), strict=True):
+    for file, name in zip(files, names, strict=True):
         image = read_image(file, exif=True)
-        found = detect_one(ours.model, image, args.threshold)
+        found = detect_one(ours.model, image, threshold)
         if reference is None:
             picture = draw_detections(image, found, ours.classes)
             say(f"{output / name}: {len(found['scores'])} detections")
         else:
-            theirs = detect_one(reference.model, image, args.threshold)
+            theirs = detect_one(reference.model, image, threshold)
             diff = diff_detections(theirs, found)
             picture = draw_pair(image, theirs, found, diff, ours.classes, (title, str(ours.config.schedule.target)))
             count = np.array([len(diff.kept), len(diff.lost), len(diff.new)])
             counts += count
             say("{}: kept {}, lost {}, new {}".format(output / name, *count))
-        picture.save(output / name)
+        write_atomically(output / name, partial(picture.save, format="PNG"))
     if reference is not None:
         say("{} images: kept {}, lost {}, new {}".format(len(files), *counts))
 
@@ -112,10 +123,13 @@ def _reference(against: str, run: str, ours: Built) -> tuple[Built, str]:
     except UserError:
         raise UserError(f"--against: must be a run's folder or a precision like float, got {against!r}") from None
     other = load_run(run)
-    if precision == FLOAT:
-        set_float(other.model)
-    else:
-        set_scheduled_precision(other.model, precision)
+    try:
+        if precision == FLOAT:
+            set_float(other.model)
+        else:
+            set_scheduled_precision(other.model, precision)
+    except UserError as error:
+        raise UserError(f"--against: {error}") from None
     return other, f"{precision} (same weights)"
 
 

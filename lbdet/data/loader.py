@@ -172,7 +172,8 @@ def _pack(items: list[Any]) -> Tensor:
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one must save first
+    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach all processes; the main one must save first
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _image(record: ImageRecord) -> np.ndarray:

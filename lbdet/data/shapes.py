@@ -54,7 +54,7 @@ def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     angle = np.abs(
         (np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge
     )  # 0 at a point of the star, wedge between two
-    inner_x, inner_y = 0.45 * math.cos(wedge), 0.45 * math.sin(wedge)
+    inner_x, inner_y = 0.42 * math.cos(wedge), 0.42 * math.sin(wedge)
     length = math.hypot(1 - inner_x, inner_y)
     radius = np.hypot(x, y)
     side = ((radius * np.cos(angle) - 1) * inner_y + radius * np.sin(angle) * (1 - inner_x)) / length
@@ -71,8 +71,8 @@ _OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "square": lambda x, y: _box(x, y, 0.78, 0.78),
     "triangle": _triangle,
     "star": _star,
-    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.70) - 0.24,
-    "cross": lambda x, y: np.minimum(_box(x, y, 0.96, 0.32), _box(x, y, 0.32, 0.96)),
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.70) - 0.22,
+    "cross": lambda x, y: np.minimum(_box(x, y, 0.96, 0.28), _box(x, y, 0.28, 0.96)),
 }
 """Class -> signed distance to the outline of a shape that fits a circle of about radius 1 at the origin."""
 
@@ -111,14 +111,14 @@ def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _texture(
-    rng: np.random.Generator, height: int, width: int, saturation: tuple[float, float]
+    rng: np.random.Generator, height: int, width: int, saturation: tuple[float, float], contrast: float
 ) -> np.ndarray:
     """Draw two colours mixed by a pattern and noise; float32 `[height, width, 3]` in about [0, 1]."""
     hue = rng.uniform()
     first = _colour(rng, hue, saturation)
     second = _colour(rng, hue + rng.normal(0, 0.15), saturation)
     noise = _noise(rng, height, width)
-    mix = np.clip(0.5 + 0.35 * _pattern(rng, height, width) + 0.5 * noise, 0, 1)[..., None]
+    mix = np.clip(0.5 + contrast * (_pattern(rng, height, width) + noise), 0, 1)[..., None]
     return (first * mix + second * (1 - mix)) * (1 + 0.2 * noise[::-1, ::-1, None])
 
 
@@ -173,7 +173,9 @@ def draw_scene(seed: int, split: str, index: int, size: tuple[int, int] = SIZE) 
     width, height = size
     margin = int(_MARGIN * min(size)) + 2
     picture = slice(margin, margin + height), slice(margin, margin + width)
-    canvas = np.pad(_texture(rng, height, width, (0.0, 0.4)), ((margin, margin), (margin, margin), (0, 0)))
+    canvas = np.pad(
+        _texture(rng, height, width, (0.0, 0.4), 0.35), ((margin, margin), (margin, margin), (0, 0))
+    )
     light = rng.uniform(0, 2 * math.pi)
     painted = [_paint(rng, canvas, picture, light) for _ in range(rng.integers(1, _MAX_OBJECTS + 1))]
     return Scene(_photograph(rng, canvas[picture], light), _annotate(painted, picture))
@@ -206,7 +208,7 @@ def _paint(
     radius = math.exp(rng.uniform(*np.log(_DIAMETERS))) * shorter / 2
     inset = 0.7 * radius  # the picture's edge cuts off little
     centre_y, centre_x = (rng.uniform(side.start + inset, side.stop - inset) for side in picture)
-    turn, squeeze = rng.uniform(-0.6, 0.6), rng.uniform(0.75, 1)
+    turn, squeeze = rng.uniform(-0.45, 0.45), rng.uniform(0.8, 1)
     left, top, extent = int(centre_x - 1.6 * radius), int(centre_y - 1.6 * radius), int(3.2 * radius) + 2
     window = slice(top, top + extent), slice(left, left + extent)
     y, x = np.mgrid[window].astype(np.float32) + 0.5
@@ -224,7 +226,7 @@ def _paint(
     canvas[window] *= 1 - 0.5 * np.clip(0.5 - shadow / (2 * away), 0, 1)[..., None]
     slope_y, slope_x = np.gradient(edge)
     bevel = np.exp(np.minimum(edge, 0) / (0.12 * radius)) * (slope_x * light_x + slope_y * light_y)
-    body = _texture(rng, extent, extent, (0.5, 1.0)) * (1.05 + 0.4 * bevel[..., None])
+    body = _texture(rng, extent, extent, (0.5, 1.0), 0.2) * (1.05 + 0.4 * bevel[..., None])
     canvas[window] += (body - canvas[window]) * np.clip(0.5 - edge, 0, 1)[..., None]
     whole = np.zeros(canvas.shape[:2], bool)
     whole[window] = edge < 0

@@ -45,12 +45,15 @@ class RunFolder:
         """Check that a run may begin here, or go on; nothing is written.
 
         Raises:
-            UserError: the folder holds a run already and `resume` is false, or the run has another config.
+            UserError: the folder holds a run (or a part of one) already and `resume` is false, or the run has another
+                config, or none.
         """
-        if not self.config.exists():
+        if not (self.config.exists() or self.checkpoint.exists() or self.finished):
             return
         if not resume:
             raise UserError(f"{self.path}: holds a run already; give --resume to continue it, or another --output")
+        if not self.config.exists():
+            raise UserError(f"{self.path}: the run must have its config.yaml to be resumed, got none; give another --output")
         if self.config.read_text(encoding="utf-8") != config:
             raise UserError(
                 f"{self.path}: the run has another config; resume it with --config {self.config} and no --set"
@@ -78,8 +81,12 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
     def forget_log_after(self, step: int) -> None:
         """Drop the lines of updates after `step`, which a resumed run will write again."""

@@ -122,6 +122,7 @@ def train(
                 if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
                     run.log({"step": done} | _evaluate_on_the_way(model, average, val, score_classes))
             if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
+                _stop_if_weights_not_finite(model, done, run)
                 run.save_checkpoint(_state(model, optimizer, average, done, total))
             if received:
                 raise Interrupted(received[0], done)
@@ -150,7 +151,7 @@ def _update(
     for _ in range(settings.accumulate):
         images, targets = next(batches)
         targets = [{k: v.to(device) for k, v in target.items()} for target in targets]
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), _told_at(step, run):
             losses = model(to_model(images, device), targets)
         loss = torch.stack(list(losses.values())).sum()
         for name, value in [("loss", loss), *losses.items()]:
@@ -163,12 +164,32 @@ def _update(
     return sums
 
 
+@contextmanager
+def _told_at(step: int, run: RunFolder) -> Iterator[None]:
+    """Add step and remedy to what a quantizer says of weights that are not finite."""
+    try:
+        yield
+    except NumericsError as error:
+        raise NumericsError(f"step {step}: {error}; {_remedy(run)}") from None
+
+
 def _stop_if_not_finite(losses: Mapping[str, float], step: int, run: RunFolder) -> None:
     if math.isfinite(losses["loss"]):
         return
     parts = ", ".join(f"{name}={value:.4g}" for name, value in losses.items() if name != "loss")
+    raise NumericsError(f"step {step}: loss is {losses['loss']} ({parts}); {_remedy(run)}")
+
+
+def _stop_if_weights_not_finite(model: nn.Module, step: int, run: RunFolder) -> None:
+    """Keep the last good checkpoint good: a finite loss can still have an update that overflows."""
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise NumericsError(f"step {step}: {bad[0]} and {len(bad) - 1} other tensors are not finite; {_remedy(run)}")
+
+
+def _remedy(run: RunFolder) -> str:
     saved = f"last good checkpoint: {run.checkpoint}" if run.checkpoint.exists() else "no checkpoint yet"
-    raise NumericsError(f"step {step}: loss is {losses['loss']} ({parts}); {saved}; a smaller train.lr may help")
+    return f"{saved}; a smaller train.lr may help"
 
 
 def _evaluate_on_the_way(
@@ -203,6 +224,7 @@ def _resume(
     """Load the run's checkpoint, if there is one; return the first step that is left to do."""
     state = run.load_checkpoint()
     if state is None:
+        run.forget_log_after(0)  # a run that died before its first checkpoint has left lines
         return 0
     if state["total_steps"] != total:
         raise UserError(
@@ -215,7 +237,7 @@ def _resume(
         for name, value in (average or {}).items():
             value.copy_(state["average"][name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:200]
         raise UserError(f"{run.checkpoint}: is a checkpoint of another model or optimizer: {reason}") from None
     run.forget_log_after(state["step"])
     say(f"resumed at step {state['step']}/{total}")

@@ -52,7 +52,7 @@ def stack(samples: Sequence[Sample], extra: str, num_classes: int, where: str) -
     boxes = np.concatenate([np.zeros((0, 4)), *(part[0] for part in parts)])
     labels = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)]).astype(np.int64)
     values = np.concatenate([np.zeros(0), *(part[2] for part in parts)])
-    _refuse(where, image, ~np.isfinite(boxes).all(axis=1), "boxes must be finite", boxes)
+    _refuse(where, image, ~np.isfinite(boxes.sum(axis=1)), "boxes must be finite", boxes)
     _refuse(where, image, ~np.isfinite(values), f"{extra} must be finite", values)
     _refuse(
         where, image, (labels < 1) | (labels > num_classes), f"labels must lie in 1..{num_classes}", labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -83,12 +83,13 @@ def _as_coco(table: BoxTable, num_images: int, num_classes: int) -> COCO:
             zip(*(c.tolist() for c in columns), strict=True), start=1
         )
     ]
-    coco = COCO()
-    coco.dataset = {
+    dataset: Any = {  # its type stub asks for keys that are never read
         "images": [{"id": i} for i in range(num_images)],
         "categories": [{"id": c} for c in range(1, num_classes + 1)],
         "annotations": annotations,
     }
+    coco = COCO()
+    coco.dataset = dataset
     coco.createIndex()
     return coco
 

@@ -2,7 +2,7 @@
 
 torchvision builds its Faster R-CNN with `FrozenBatchNorm2d` as soon as pretrained weights are asked for. Here
 every detector is built without weights, so batch norm is `nn.BatchNorm2d` and all layers train; freezing is
-the user's choice (`lbdet.models.batch_norm`). The keys of the state dict are torchvision's, so its
+the user's choice (`lbdet.nn.batch_norm`). The keys of the state dict are torchvision's, so its
 checkpoints load.
 """
 
@@ -74,7 +74,7 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
         )
     transform = model.transform
     assert isinstance(transform, GeneralizedRCNNTransform)
-    (short_side,) = transform.min_size  # pyright: ignore[reportGeneralTypeIssues] - torchvision declares an int
+    (short_side,) = transform.min_size  # pyright: ignore[reportGeneralTypeIssues] - torchvision says int
     transform.max_size = round(image_size * transform.max_size / short_side)
     transform.min_size = (image_size,)  # pyright: ignore[reportAttributeAccessIssue]
 

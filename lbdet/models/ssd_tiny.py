@@ -25,7 +25,7 @@ SIZE = (96, 96)
 
 
 class Separable(nn.Sequential):
-    """A depthwise 3x3 convolution, which has the stride, and a pointwise one, each with batch norm and ReLU."""
+    """A depthwise 3x3 convolution with the stride, and a pointwise one; each has batch norm and ReLU."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__(

@@ -98,6 +98,8 @@ class _Pool:
         self.squares = self.squares + var.double() * count + delta.square() * (self.count * count / total)
         self.mean = self.mean + delta * (count / total)
         self.count = total
+        assert self.layer.running_mean is not None
+        assert self.layer.running_var is not None
         self.layer.running_mean.copy_(self.mean)
         self.layer.running_var.copy_(self.squares / max(total - 1, 1))
 

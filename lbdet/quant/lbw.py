@@ -19,7 +19,7 @@ changes by two sums of simple functions of |w|, a ramp (values that must now cli
     E(s-1) - E(s) = 2^s * sum relu(|w| - 3/4 * 2^s)  -  2p * sum relu(p/2 - ||w| - p|)
 
 The search starts where nothing clips, s0 = log2 of the power of two nearest to max|w| (above it the first sum is 0, so
-no larger s is better), and stops for a row when what further tents can still gain, at most N * p^2 / 4, cannot reach
+no larger s is better; 2^s must be a float32 too, so s <= 127), and stops for a row when what further tents can still gain, at most N * p^2 / 4, cannot reach
 the best error any more. Every term of both sums is exact in float32 and they are added in float64.
 
 Reference:
@@ -44,6 +44,7 @@ from lbdet.quant.rows import as_rows, per_row
 from lbdet.quant.ste import straight_through
 
 MIN_BITS, MAX_BITS = 2, 6
+_MAX_EXPONENT = 127  # of a float32: weights above 1.5 * 2^127 clip, as 2^128 is not finite
 RADIX_PACKING = {2: (5, 8), 3: (3, 7), 4: (5, 16), 5: (11, 45), 6: (12, 61)}
 """bits -> (codes a group, bits a group) when the 2 n + 1 symbols are packed as digits of one integer"""
 
@@ -99,7 +100,8 @@ def quantize(
         ratio: the semi-analytical rule's `mu / max|W|`, positive; the exact solver has no use for it.
 
     Returns:
-        An `LBWTensor`, new. An all-zero row has s = 0 and codes 0. Among equally good s the largest is taken.
+        An `LBWTensor`, new. An all-zero row has s = 0 and codes 0. Among equally good s the largest is taken whose
+        top level is in use.
 
     Raises:
         ValueError: an argument out of its range.
@@ -107,7 +109,7 @@ def quantize(
     """
     value, s, shift = _solve(weight, bits, solver, granularity, ratio)
     steps_below_top = s - exponent(value)
-    codes = torch.where(value > 0, steps_below_top + 1, 0).view(weight.shape) * weight.sign()
+    codes = weight.sign() * torch.where(value > 0, steps_below_top + 1, 0).view(weight.shape)
     scale_exponent = torch.where(value.amax(-1, keepdim=True) > 0, s + shift, 0).flatten().to(torch.int32)
     return LBWTensor(
         codes.to(torch.int8), scale_exponent if granularity == "per_channel" else scale_exponent[0], bits
@@ -122,14 +124,15 @@ def fake_quantize(
     Args, Raises: as in `quantize`.
 
     Returns:
-        The weight's shape and dtype, a new tensor.
+        The weight's shape, dtype and strides, a new tensor.
 
     Gradient:
         Straight through: the weight gets the gradient at the quantized weight, everywhere.
     """
     value, _, shift = _solve(weight.detach(), bits, solver, granularity, ratio)
-    quantized = value.mul_(pow2(shift)).view(weight.shape).copysign_(weight.detach())
-    return straight_through(weight, quantized.to(weight.dtype))
+    quantized = torch.empty_like(weight, dtype=torch.float32)  # has the weight's strides, value may not
+    torch.mul(value.view(weight.shape), per_row(pow2(shift), weight.ndim), out=quantized)
+    return straight_through(weight, quantized.copysign_(weight.detach()).to(weight.dtype))
 
 
 def ternary_by_sorting(weight: Tensor) -> LBWTensor:
@@ -139,14 +142,14 @@ def ternary_by_sorting(weight: Tensor) -> LBWTensor:
     the least squared error wins. Slower than `quantize` and equal in error to it: its tests use this as an oracle.
     """
     magnitude, order = weight.flatten().double().abs().sort(descending=True)
-    k = torch.arange(1, magnitude.numel() + 1, dtype=torch.float64)
+    k = torch.arange(1, magnitude.numel() + 1, dtype=torch.float64, device=weight.device)
     kept = magnitude.cumsum(0)
-    s = _floor_log2(4 * kept / (3 * k))
-    scale = torch.ldexp(torch.ones_like(k), s)
+    s = _floor_log2(4 * kept / (3 * k)).clamp_max(_MAX_EXPONENT)
+    scale = pow2(s).double()
     best = int((scale.square() * k - 2 * scale * kept).argmin())
-    codes = torch.zeros(weight.numel(), dtype=torch.int8)
+    codes = torch.zeros_like(order, dtype=torch.int8)
     codes[order[: best + 1]] = 1
-    return LBWTensor((codes.view(weight.shape) * weight.sign()).to(torch.int8), s[best].to(torch.int32), 2)
+    return LBWTensor((codes.view(weight.shape) * weight.sign()).to(torch.int8), s[best], 2)
 
 
 def _solve(
@@ -154,7 +157,8 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return |2^s Q| * 2^-shift `[R, N]`, s - shift `[R, 1]` and shift `[R, 1]`.
 
-    The shift brings each row's maximum to [1/2, 1), so that neither subnormal nor huge weights need a case of their own.
+    The shift brings each row's maximum to [1/2, 1), so that neither subnormal nor huge weights need a case of their own
+    (only to [1, 4) at the top of float32's range, where 2^-shift would be subnormal).
     """
     n = magnitudes(bits)
     rows = as_rows(weight, granularity).float()
@@ -164,10 +168,10 @@ def _solve(
     shift = torch.frexp(largest)[1].clamp(-126, 126)
     magnitude = rows.abs().mul_(pow2(-shift))
     if solver == "exact":
-        s = _exact_exponent(magnitude, n)
+        s = _exact_exponent(magnitude, n, _MAX_EXPONENT - shift)
         return _nearest_level(magnitude, s, n), s, shift
     if solver == "semi":
-        return *_semi_analytical(magnitude, n, ratio), shift
+        return *_semi_analytical(magnitude, n, ratio, _MAX_EXPONENT - shift), shift
     raise ValueError(f"lbw: solver must be 'exact' or 'semi', got {solver!r}")
 
 
@@ -177,9 +181,9 @@ def _nearest_level(magnitude: Tensor, s: Tensor, n: int) -> Tensor:
     return value.mul_(magnitude >= pow2(s - n))
 
 
-def _exact_exponent(magnitude: Tensor, n: int) -> Tensor:
+def _exact_exponent(magnitude: Tensor, n: int, max_s: Tensor) -> Tensor:
     """Search the best s of each row downwards (see the top of the file); `[R, N]` -> int32 `[R, 1]`."""
-    start = exponent(nearest_pow2(magnitude.amax(-1, keepdim=True)))
+    start = exponent(nearest_pow2(magnitude.amax(-1, keepdim=True))).minimum(max_s)
     best = start.clone()
     alive = torch.arange(len(magnitude), device=magnitude.device)
     s, a = start, magnitude
@@ -199,7 +203,7 @@ def _exact_exponent(magnitude: Tensor, n: int) -> Tensor:
     return best
 
 
-def _semi_analytical(magnitude: Tensor, n: int, ratio: float) -> tuple[Tensor, Tensor]:
+def _semi_analytical(magnitude: Tensor, n: int, ratio: float, max_s: Tensor) -> tuple[Tensor, Tensor]:
     """Assign levels by the paper's rule with mu = ratio * max|W|, then the best s for them; the value and s.
 
     |Q| is 0 below 2^(2-n) mu / 3, 2^(1-n) up to 2^(2-n) mu, 2^-t from 2^-t mu to 2^(1-t) mu, and 1 from mu on.
@@ -212,7 +216,7 @@ def _semi_analytical(magnitude: Tensor, n: int, ratio: float) -> tuple[Tensor, T
     level = pow2(-below_top) * (3 * a >= 2.0 ** (2 - n) * mu) * (a > 0)
     squares = level.double().square().sum(-1, keepdim=True)
     s = _floor_log2(4 * (a * level).sum(-1, keepdim=True) / (3 * squares))
-    s = torch.where(squares > 0, s, 0)
+    s = torch.where(squares > 0, s, 0).minimum(max_s)
     return level * pow2(s), s
 
 

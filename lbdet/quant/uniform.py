@@ -66,12 +66,13 @@ def quantize(weight: Tensor, bits: int, granularity: str = "per_channel") -> Uni
         raise NumericsError("a weight has values that are not finite")
     scale = largest / largest_code(bits)
     scale = torch.where(scale > 0, scale, 1.0)
-    codes = (rows / scale[:, None]).round().clamp(-largest_code(bits), largest_code(bits)).to(torch.int8)
-    return UniformTensor(codes.view(weight.shape), scale if granularity == "per_channel" else scale[0], bits)
+    scale = scale if granularity == "per_channel" else scale[0]
+    codes = (weight.float() / per_row(scale, weight.ndim)).round().clamp(-largest_code(bits), largest_code(bits))
+    return UniformTensor(codes.to(torch.int8), scale, bits)
 
 
 def fake_quantize(weight: Tensor, bits: int, granularity: str = "per_channel") -> Tensor:
-    """Return the nearest representable weights, in the weight's shape and dtype.
+    """Return the nearest representable weights, in the weight's shape, dtype and strides.
 
     Gradient:
         Straight through: the weight gets the gradient at the quantized weight, everywhere.

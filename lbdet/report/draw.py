@@ -17,6 +17,7 @@ from lbdet.metrics.diff import DetectionDiff
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -140,20 +141,20 @@ def _draw(
         raise ValueError(f"labels: must lie in 1..{len(class_names)}, got {min(labels)}..{max(labels)}")
     sizes = _Sizes.of(picture)
     canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(sizes.font)
-    boxes = [_visible(box, zoom, picture.size) for box in np.asarray(detections["boxes"], np.float64)]
-    is_solid = [style.dashes is None for style in styles]
-    ranking = np.lexsort((-np.asarray(detections["scores"], np.float64), is_solid)).tolist()
-    shown = [i for i in ranking if boxes[i] is not None]
+    scores, boxes = np.asarray(detections["scores"], np.float64), np.asarray(detections["boxes"], np.float64)
+    is_solid = np.array([style.dashes is None for style in styles])
+    ranking: list[int] = np.lexsort((-scores, is_solid)).tolist()
+    shown = [(i, box) for i in ranking if (box := _visible(boxes[i], zoom, picture.size)) is not None]
     tags: list[tuple[Rectangle, str]] = []
-    for i in shown:
-        score = f" {float(detections['scores'][i]):.2f}"
+    for i, box in shown:
+        score = f" {scores[i]:.2f}"
         room = picture.width - 2 * sizes.pad - font.getlength(score)
         text = _shortened(class_names[labels[i] - 1], font, room) + score
         size = (round(font.getlength(text)) + 2 * sizes.pad, round(1.4 * sizes.font))
-        tags.append((_free_place(boxes[i], size, picture.size, [place for place, _ in tags]), text))
-    for i in reversed(shown):
-        _outline(canvas, boxes[i], styles[i], sizes.line)
-    for i, ((x1, y1, x2, y2), text) in zip(reversed(shown), reversed(tags), strict=True):
+        tags.append((_free_place(box, size, picture.size, [place for place, _ in tags]), text))
+    for i, box in reversed(shown):
+        _outline(canvas, box, styles[i], sizes.line)
+    for (i, _), ((x1, y1, x2, y2), text) in zip(reversed(shown), reversed(tags), strict=True):
         canvas.rectangle((x1, y1, x2 - 1, y2 - 1), fill=styles[i].colour, outline=_INK)
         canvas.text((x1 + sizes.pad, (y1 + y2) / 2), text, fill=_INK, font=font, anchor="lm")
     return picture
@@ -209,7 +210,7 @@ def _outline(canvas: ImageDraw.ImageDraw, box: Rectangle, style: LineStyle, widt
         canvas.rectangle((max(x2 - width, x1), start, x2 - 1, stop), fill=style.colour)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shortened(text: str, font: Font, width: float) -> str:
     """Cut a text that is wider than `width` and mark the cut."""
     if font.getlength(text) <= width:
         return text

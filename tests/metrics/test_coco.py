@@ -114,6 +114,15 @@ def test_a_perfect_detector_scores_one_and_difficult_objects_do_not_count():
     assert math.isnan(result["ap_small"])
 
 
+def test_a_hundred_detections_of_a_class_and_image_are_looked_at():
+    boxes = np.array([[0.0, 0, 50, 50]] * 100 + [[60, 60, 99, 99]])
+    found = {"boxes": boxes, "labels": np.ones(101, int), "scores": np.linspace(1, 0.1, 101)}
+    truth = {"boxes": boxes[-1:], "labels": np.ones(1, int), "difficult": np.zeros(1, bool)}
+    assert coco_ap([found], [truth], 1)["ap"] == 0.0
+    less = {key: value[1:] for key, value in found.items()}
+    assert coco_ap([less], [truth], 1)["ap"] == pytest.approx(0.01)
+
+
 def test_lists_of_unequal_length_are_refused(scene):
     with pytest.raises(ValueError, match="detections: must have an entry an image, got 40 for 39 images"):
         coco_ap(scene[0], scene[1][:-1], NUM_CLASSES)

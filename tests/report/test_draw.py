@@ -85,10 +85,16 @@ def test_what_became_of_a_detection_is_seen_in_its_colour_and_line():
     left, right = halves(picture)
     for half, box, style in ((left, kept, KEPT), (left, lost, LOST), (right, kept, KEPT), (right, new, NEW)):
         bottom = is_colour(half, style.colour)[box[3] - 1, box[0] : box[2]]
-        assert bottom.all() == (style.dashes is None)
+        assert bottom.all() == (style == KEPT)
         assert 0.4 < bottom.mean() <= 1
     assert not is_colour(right, LOST.colour).any()
     assert not is_colour(left, NEW.colour).any()
+
+
+def test_the_better_score_lies_on_top():
+    box = [100, 200, 300, 400]
+    picture = draw_detections(GREY, found([box, box, box], [1, 2, 3], [0.5, 0.9, 0.7]), VOC20)
+    assert is_colour(picture, class_colour(2))[320:370, 100].all()
 
 
 def test_a_change_lies_over_what_was_kept():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lbdet.errors import UserError
 from lbdet.models import MODELS
-from lbdet.models.batch_norm import freeze_batch_norm, recalibrate_bn, set_training_mode
+from lbdet.nn.batch_norm import freeze_batch_norm, recalibrate_bn, set_training_mode
 
 
 def net() -> nn.Sequential:

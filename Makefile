@@ -1,0 +1,30 @@
+# `make demo` and `make test` each work alone on a fresh clone: they create .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+# The versions that lbdet is tested with; `make CONSTRAINTS= test` takes what pip finds.
+CONSTRAINTS ?= -c constraints.txt
+
+.PHONY: demo test test-all lint data clean
+
+demo: .venv/installed
+	$(BIN)/lbdet demo --output runs/demo
+
+test: .venv/installed
+	$(BIN)/pytest -q -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/pytest -q
+
+lint: .venv/installed
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
+
+data:
+	$(PYTHON) tools/link_data.py
+
+.venv/installed: setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[dev,tensorboard]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info runs
