@@ -187,7 +187,7 @@ def load_run(path: str | Path) -> Built:
 def build_settings(config: Config) -> TrainSettings:
     """Gather what the training loop is told."""
     return TrainSettings(
-        **config.train.model_dump(exclude={"recalibrate_bn"}),
+        **config.train.model_dump(exclude={"correct_bn", "recalibrate_bn"}),
         batch_norm=config.model.batch_norm,
         eval_every_epochs=config.eval.every_epochs,
     )

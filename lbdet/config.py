@@ -138,7 +138,7 @@ class TrainConfig(_Section):
     accumulate: int = Field(default=1, ge=1)
     """batches an update"""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(default=5e-4, gt=0)
+    lr: float = Field(default=5e-4, gt=0, le=1e30)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """of sgd; adamw has (0.9, 0.999)"""
     weight_decay: float = Field(default=1e-4, ge=0)
@@ -153,6 +153,8 @@ class TrainConfig(_Section):
     """decay of the averaged weights that are evaluated and saved; null = no average"""
     amp: bool = False
     workers: int = Field(default=1, ge=0)
+    correct_bn: int = Field(default=0, ge=0)
+    """training images on which batch norm is adapted to the error of the weights before training; 0 = not"""
     recalibrate_bn: int = Field(default=0, ge=0)
     """training images that batch norm statistics are measured again on after training"""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lbdet.errors import UserError, closest
 from lbdet.nn import FORMATS, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
+from lbdet.nn.batch_norm import recalibrate_bn, shift_statistics, statistics
 from lbdet.precision import FLOAT, Precision
 
 _SWAPS = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
@@ -95,8 +96,8 @@ def quantize_model(
         The same model, and the coverage report, one entry a layer in the model's order.
 
     Raises:
-        UserError: a pattern that matches no layer, a width that a format does not have, an unknown format, a model
-            that has no layers to swap or is one itself.
+        UserError: a pattern that matches no layer, a width that a format does not have, an unknown format,
+            a model that has no layers to swap or is one itself.
 
     >>> model, report = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), "W2")
     converted 2/2 layers, 232 of 232 weights
@@ -157,6 +158,34 @@ def set_float(model: nn.Module) -> None:
     set_precision(model, dict.fromkeys(quantized_layers(model), FLOAT))
 
 
+def correct_bn(model: nn.Module, batches: Callable[[], Iterable[Sequence[Tensor] | Tensor]]) -> int:
+    """Adapt batch norm's running statistics to the error of the weights, before any training.
+
+    Afterwards a channel leaves batch norm with the mean and variance that it has in the float model on the same
+    images. Estimating the statistics anew (`recalibrate_bn`) would also replace what the detector learnt of its own,
+    larger and augmented training data; here only the difference between float and the present precision counts.
+    Meant for weights that were trained at float: after training at low precision the float pass has no meaning.
+
+    Reference:
+        In the spirit of bias correction (Nagel et al. 2019, arXiv 1906.04721), with variances too.
+
+    Args:
+        batches: called twice, gives the same batches each time: what `model` takes in eval mode, on its device.
+
+    Returns:
+        The number of images.
+    """
+    own = {name: layer.precision for name, layer in quantized_layers(model).items()}
+    stored = statistics(model)
+    set_float(model)
+    recalibrate_bn(model, batches())
+    before = statistics(model)
+    set_precision(model, own)
+    images = recalibrate_bn(model, batches())
+    shift_statistics(model, stored, before, statistics(model))
+    return images
+
+
 def check_width(quantizer: WeightQuantizer, precision: Precision, where: str) -> None:
     """Refuse a precision that a format cannot do.
 
@@ -197,12 +226,13 @@ def model_bytes(model: nn.Module) -> int:
 
     Everything else (batch norm, biases, float layers) counts as it is stored, four bytes a float32.
     """
-    tensors = model.state_dict(keep_vars=True).values()  # the tensors themselves: one that is shared counts once
-    bits = {id(tensor): 8 * tensor.numel() * tensor.element_size() for tensor in tensors}
+    tensors = model.state_dict(keep_vars=True).values()  # not copies: one that is shared counts once
+    stored = {id(tensor): 8 * tensor.numel() * tensor.element_size() for tensor in tensors}
     for layer in quantized_layers(model).values():
-        if layer.precision.weight_bits is not None:
-            bits[id(layer.weight)] = layer.weight_quantizer.stored_bits(layer.weight, layer.precision.weight_bits)
-    return -(-sum(bits.values()) // 8)
+        bits = layer.precision.weight_bits
+        if bits is not None:
+            stored[id(layer.weight)] = layer.weight_quantizer.stored_bits(layer.weight, bits)
+    return -(-sum(stored.values()) // 8)
 
 
 def coverage_json(report: Sequence[LayerCoverage]) -> list[dict[str, Any]]:
@@ -217,9 +247,11 @@ def _is_swappable(module: nn.Module) -> bool:
 def _check_has_layers(model: nn.Module, names: Sequence[str]) -> None:
     kind = type(model).__name__
     if not names:
-        raise UserError(f"quantize_model: must have float nn.Conv2d or nn.Linear, got none in {kind}; give a float model")
+        raise UserError(
+            f"model: must have float nn.Conv2d or nn.Linear, got none in {kind}; give a float model"
+        )
     if "" in names:
-        raise UserError(f"quantize_model: layers must be inside a model, got a bare {kind}; wrap it in nn.Sequential")
+        raise UserError(f"model: layers must be inside it, got a bare {kind}; wrap it in nn.Sequential")
 
 
 def _matching(pattern: str, names: Sequence[str]) -> list[str]:
@@ -235,10 +267,19 @@ def _swap(model: nn.Module, name: str, quantizer: WeightQuantizer) -> QuantLayer
     original = model.get_submodule(name)
     layer = _SWAPS[type(original)].from_float(original, quantizer)
     for parent in list(model.modules()):
-        for child, module in parent._modules.items():  # unlike named_children, all names of a layer used twice
+        for child, module in parent._modules.items():  # named_children skips the second name of a layer
             if module is original:
                 setattr(parent, child, layer)
     return layer
+
+
+def _why_float(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> str:
+    pattern = next((p for p in keep_float if fnmatchcase(name, p)), None)
+    if pattern is not None:
+        return f"keep_float {pattern!r}"
+    if _is_swappable(layer):
+        return "not converted"
+    return f"type {type(layer).__name__} has no quantized twin"
 
 
 @torch.no_grad()
@@ -246,9 +287,7 @@ def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) ->
     kind = "linear" if isinstance(layer, nn.Linear) else type(layer).__name__.removeprefix("Quant").lower()
     base = LayerCoverage(name, kind, tuple(layer.weight.shape), layer.weight.numel(), None)
     if not isinstance(layer, (QuantConv2d, QuantLinear)):
-        pattern = next((p for p in keep_float if fnmatchcase(name, p)), None)
-        twin = "not converted" if _is_swappable(layer) else f"type {type(layer).__name__} has no quantized twin"
-        return LayerCoverage(**asdict(base) | {"reason": f"keep_float {pattern!r}" if pattern else twin})
+        return LayerCoverage(**asdict(base) | {"reason": _why_float(name, layer, keep_float)})
     quantizer, bits = layer.weight_quantizer, layer.precision.weight_bits
     found = {"format": quantizer.format, "solver": quantizer.solver, "granularity": quantizer.granularity}
     if bits is None:

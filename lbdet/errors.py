@@ -21,6 +21,8 @@ class NumericsError(Exception):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Return `"; closest: 'x'"` for the most similar of `names`, or `""` if nothing is similar."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    """Return `"; closest: 'x'"` for the name that begins so or is most similar, or `""` if nothing is similar."""
+    names = list(names)
+    beginning = [full for full in names if len(name) > 2 and full.startswith(name)]
+    matches = beginning or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; closest: {matches[0]!r}" if matches else ""

@@ -36,7 +36,9 @@ class Precision:
         if text == "float":
             return cls()
         if not text or match is None:
-            raise UserError(f"precision must be 'float' or like W4, W4A8, got {text!r}; write for instance W4")
+            raise UserError(
+                f"precision must be 'float' or like W4, W4A8, got {text!r}; write for instance W4"
+            )
         return cls(*(int(group) if group else None for group in match.groups()))
 
     def __str__(self) -> str:

@@ -1,6 +1,7 @@
 """Slow, plain versions of the number formats: every scale, every level, every weight.
 
-They share no code with `lbdet.quant` and calculate in float64, in which float32 numbers and their squares are exact.
+They share no code with `lbdet.quant` and calculate in float64, in which float32 numbers and their squares are
+exact.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ def squared_error(weight: Tensor, quantized: Tensor) -> float:
 
 
 def lbw_errors(weight: Tensor, bits: int) -> dict[int, float]:
-    """Return the least squared error at every scale 2^s that could matter, s <= 127; not for an all-zero weight."""
+    """Return the least squared error at every s that could be best, s <= 127; not for an all-zero weight."""
     scales = _scales(weight.double().flatten().tolist())
     levels = lbw_levels(bits)
     return {s: squared_error(weight, nearest(weight, levels * 2.0**s)) for s in scales if s <= 127}
 
 
 def lbw_exact_by_fractions(weights: Sequence[Fraction], bits: int) -> tuple[int, Codes]:
-    """Return s and the codes of the best solution in exact arithmetic: ties to the largest s at which some code is 1."""
+    """Solve in exact arithmetic: s and the codes; ties to the largest s at which some code is 1 or -1."""
     solutions = {}
     for s in _scales(weights):
         solution = [_nearest_code(w, s, bits) for w in weights]
@@ -53,7 +54,7 @@ def lbw_exact_by_fractions(weights: Sequence[Fraction], bits: int) -> tuple[int,
 
 
 def _scales(weights: Sequence[Fraction] | Sequence[float]) -> range:
-    """Return all s that could be best: above, every width has only 0 left; below, all weights clip, ever more."""
+    """Return all s that could be best: above, all weights are 0 at any width; below, all clip, ever more."""
     magnitudes = [abs(w) for w in weights if w]
     return range(_floor_log2(min(magnitudes)) - 1, _floor_log2(max(magnitudes)) + 18)
 
@@ -70,13 +71,15 @@ def _value(code: int, s: int) -> Fraction:
 
 
 def lbw_semi(weights: Sequence[float], bits: int, ratio: float) -> list[float]:
-    """Return the quantized weights by the paper's semi-analytical rule, weight by weight; 2^s is a float32."""
+    """Return the weights quantized by the paper's semi-analytical rule, one by one; 2^s is a float32."""
     n = 2 ** (bits - 2)
     mu = ratio * max(abs(w) for w in weights)
     q = [math.copysign(_semi_level(abs(w), mu, n) if w else 0.0, w) for w in weights]
     if not any(q):
         return q
-    s = _floor_log2(4 * math.fsum(w * v for w, v in zip(weights, q, strict=True)) / (3 * math.fsum(v * v for v in q)))
+    s = _floor_log2(
+        4 * math.fsum(w * v for w, v in zip(weights, q, strict=True)) / (3 * math.fsum(v * v for v in q))
+    )
     return [2.0 ** min(s, 127) * v for v in q]
 
 

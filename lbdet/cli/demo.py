@@ -16,7 +16,7 @@ from lbdet.config import load_config
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
 
-FINE_TUNE = ("train.epochs=16", "train.lr=1.0e-3", "train.warmup_steps=10")
+FINE_TUNE = ("train.epochs=6", "train.lr=1.0e-3", "train.warmup_steps=10")
 PICTURES = 6
 
 

@@ -20,7 +20,7 @@ from lbdet.convert import (
 from lbdet.data.records import DetectionData
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.evaluate import evaluate, first_images
-from lbdet.engine.finish import recalibrate, summary
+from lbdet.engine.finish import correct, recalibrate, summary
 from lbdet.engine.optim import average_start
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
@@ -36,7 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings")
     parser.add_argument("--precision", nargs="+", metavar="W4|float", help="default: the run's own")
     parser.add_argument("--split", metavar="NAME", help="such as 2012:val; default: the config's data.val")
-    parser.add_argument("--recalibrate-bn", type=int, default=0, metavar="N", help="on N training images, each time")
+    bn = parser.add_mutually_exclusive_group()
+    bn.add_argument(
+        "--recalibrate-bn", type=int, default=0, metavar="N",
+        help="measure batch norm's statistics anew on N training images at each precision",
+    )  # fmt: skip
+    bn.add_argument(
+        "--correct-bn", type=int, default=0, metavar="N",
+        help="shift batch norm's statistics by what each precision changes on N training images",
+    )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="write the metrics of all precisions as JSON")
     args = parser.parse_args(argv)
     return exit_code(partial(_evaluate, args))
@@ -47,8 +55,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.run and settings:
         raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split")
     precisions = [Precision.parse(text) for text in args.precision or ()]
-    if args.recalibrate_bn < 0:
-        raise UserError(f"--recalibrate-bn: must not be negative, got {args.recalibrate_bn}")
+    for option, images in (("--recalibrate-bn", args.recalibrate_bn), ("--correct-bn", args.correct_bn)):
+        if images < 0:
+            raise UserError(f"{option}: must not be negative, got {images}")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
         raise UserError(f"--output: must be a file in a folder that exists, got {args.output!r}")
     config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
@@ -57,11 +66,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     )
     if not val.records:
         raise UserError(f"--split: must hold images, got none in {args.split or config.data.val}")
-    train = read_data(config.data, config.data.train) if args.recalibrate_bn else None
+    train = read_data(config.data, config.data.train) if args.recalibrate_bn or args.correct_bn else None
     built = load_run(args.run) if args.run else build(config)
     for precision in precisions:
         _check(built.model, precision)
-    results = measure(built, precisions or [config.schedule.target], val, train, args.recalibrate_bn)
+    results = measure(built, precisions or [config.schedule.target], val, train, args.recalibrate_bn, args.correct_bn)
     if args.output:
         text = json.dumps(results, indent=1) + "\n"
         write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
@@ -72,7 +81,8 @@ def measure(
     precisions: Sequence[Precision],
     val: DetectionData,
     train: DetectionData | None,
-    recalibrate_images: int,
+    recalibrate_images: int = 0,
+    correct_images: int = 0,
 ) -> list[dict[str, Any]]:
     """Evaluate one model at several precisions, each from the same weights; metrics a precision, printed as they come."""
     model, config = built.model, built.config
@@ -84,6 +94,7 @@ def measure(
         _set(model, precision, own)
         if train is not None:
             recalibrate(model, train, recalibrate_images)
+            correct(model, train, correct_images)
         metrics = evaluate(model, val, config.data.score_classes, config.eval.batch_size).metrics
         errors = [c.squared_error for c in coverage(model) if c.squared_error is not None]
         facts = {
@@ -91,6 +102,7 @@ def measure(
             "model_bytes": model_bytes(model),
             "mean_squared_error": sum(errors) / len(errors) if errors else 0.0,
             "recalibrate_bn": recalibrate_images,
+            "correct_bn": correct_images,
             "quantizer": config.quantizer.model_dump(mode="json"),
         }
         results.append(facts | metrics)

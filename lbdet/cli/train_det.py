@@ -12,7 +12,7 @@ from lbdet.build import (
 )  # fmt: skip
 from lbdet.cli import exit_code
 from lbdet.config import Config, dump_config, load_config
-from lbdet.engine.finish import finish
+from lbdet.engine.finish import correct, finish
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.train import train
@@ -49,6 +49,8 @@ def train_run(config: Config, run: RunFolder, resume: bool) -> None:
     check_batch_norm(config, built.model)
     run.start(dump_config(config))
     say(f"{len(train_set)} images to train on, {len(val.records)} to evaluate on; run folder {run.path}")
+    if not run.checkpoint.exists():
+        correct(built.model, train_set.data, config.train.correct_bn)
     steps = train(
         built.model, train_set, val, config.data.score_classes, build_schedule(config.schedule),
         build_settings(config), run, config.seed,

@@ -39,9 +39,8 @@ DIFFICULT_BELOW = 0.40
 
 _MAX_OBJECTS = 5
 _DIAMETERS = (0.22, 0.60)  # of the shorter side
-_MARGIN = (
-    0.35  # of the shorter side, drawn around the picture, so that an object beyond its edge has its full area
-)
+# Of the shorter side, drawn around the picture: an object that leaves it still has its full area.
+_MARGIN = 0.35
 
 
 def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) -> np.ndarray:
@@ -51,9 +50,8 @@ def _box(x: np.ndarray, y: np.ndarray, half_width: float, half_height: float) ->
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     wedge = math.pi / 5
-    angle = np.abs(
-        (np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge
-    )  # 0 at a point of the star, wedge between two
+    # 0 at a point of the star, `wedge` between two.
+    angle = np.abs((np.arctan2(x, -y) + wedge) % (2 * wedge) - wedge)
     inner_x, inner_y = 0.42 * math.cos(wedge), 0.42 * math.sin(wedge)
     length = math.hypot(1 - inner_x, inner_y)
     radius = np.hypot(x, y)
@@ -113,7 +111,12 @@ def _pattern(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _texture(
     rng: np.random.Generator, height: int, width: int, saturation: tuple[float, float], contrast: float
 ) -> np.ndarray:
-    """Draw two colours mixed by a pattern and noise; float32 `[height, width, 3]` in about [0, 1]."""
+    """Draw two colours mixed by a pattern and noise; float32 `[height, width, 3]` in about [0, 1].
+
+    Args:
+        saturation: range that both colours' saturation is drawn from, within [0, 1].
+        contrast: how strongly the pattern mixes them; 0.5 takes a pattern of +-1 to the pure colours.
+    """
     hue = rng.uniform()
     first = _colour(rng, hue, saturation)
     second = _colour(rng, hue + rng.normal(0, 0.15), saturation)
@@ -245,9 +248,9 @@ def _photograph(rng: np.random.Generator, scene: np.ndarray, light: float) -> np
 
 
 def render_shapes(
-    root: str | Path, seed: int = 0, train: int = 600, val: int = 200, size: tuple[int, int] = SIZE
+    root: str | Path, seed: int = 0, train: int = 1000, val: int = 200, size: tuple[int, int] = SIZE
 ) -> None:
-    """Render the devkit `root/VOC2012`, about ten seconds; nothing happens if it is there already.
+    """Render the devkit `root/VOC2012`, about 15 seconds; nothing happens if it is there already.
 
     The folder appears whole or not at all: it is rendered beside `root` and renamed. Several processes may
     call this at once.
@@ -281,7 +284,7 @@ def render_shapes(
 
 
 def read_shapes(
-    root: str | Path, splits: Sequence[str] = ("train",), seed: int = 0, train: int = 600, val: int = 200
+    root: str | Path, splits: Sequence[str] = ("train",), seed: int = 0, train: int = 1000, val: int = 200
 ) -> DetectionData:
     """Read splits (`train`, `val`) of the devkit at `root`, after `render_shapes`; raise what it raises."""
     render_shapes(root, seed, train, val)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from lbdet.convert import coverage, coverage_json, model_bytes
+from lbdet.convert import correct_bn, coverage, coverage_json, model_bytes
 from lbdet.data.records import DetectionData
 from lbdet.engine.evaluate import evaluate, first_images, image_batches, spread_images
 from lbdet.engine.progress import say
@@ -53,9 +54,20 @@ def finish(
 def recalibrate(model: nn.Module, data: DetectionData, images: int) -> None:
     """Measure batch norm's statistics again on `images` images spread over the data set, as they are; 0 = leave."""
     if images:
-        parameter = next(model.parameters())
-        seen = recalibrate_bn(model, image_batches(spread_images(data, images), 16, 1, parameter.device))
+        seen = recalibrate_bn(model, calibration_batches(model, data, images))
         say(f"batch norm recalibrated on {seen} images")
+
+
+def correct(model: nn.Module, data: DetectionData, images: int) -> None:
+    """Shift batch norm's statistics by the error of the weights, measured on `images` images; 0 = leave them."""
+    if images:
+        seen = correct_bn(model, partial(calibration_batches, model, data, images))
+        say(f"batch norm corrected on {seen} images")
+
+
+def calibration_batches(model: nn.Module, data: DetectionData, images: int) -> Iterator[list[Tensor]]:
+    """Yield `images` images spread over the data set, ready for the model."""
+    return image_batches(spread_images(data, images), 16, 1, next(model.parameters()).device)
 
 
 def summary(metrics: Mapping[str, Any]) -> str:

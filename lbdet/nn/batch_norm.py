@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +70,37 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Sequence[Tensor] | Tensor
         for module, training in modes:
             module.training = training
     return images
+
+
+def statistics(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return copies of the running mean and variance, float32 `[C]` each, of every batch norm by name."""
+    return {
+        name: (layer.running_mean.clone(), layer.running_var.clone())
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None and layer.running_var is not None
+    }
+
+
+@torch.no_grad()
+def shift_statistics(
+    model: nn.Module,
+    stored: Mapping[str, tuple[Tensor, Tensor]],
+    before: Mapping[str, tuple[Tensor, Tensor]],
+    after: Mapping[str, tuple[Tensor, Tensor]],
+) -> None:
+    """Change running statistics from `stored` by what lies between `before` and `after`, in place.
+
+    With `v` for a variance plus eps and r = v_after / v_before, a channel gets the variance r * v_stored and the mean
+    m_after + sqrt(r) * (m_stored - m_before): if `before` equals `stored`, simply `after`.
+    """
+    for name, (stored_mean, stored_var) in stored.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, _BatchNorm)
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        ratio = (after[name][1] + layer.eps) / (before[name][1] + layer.eps)
+        layer.running_mean.copy_(after[name][0] + ratio.sqrt() * (stored_mean - before[name][0]))
+        layer.running_var.copy_((ratio * (stored_var + layer.eps) - layer.eps).clamp_min_(0))
 
 
 @dataclass

@@ -18,9 +18,10 @@ changes by two sums of simple functions of |w|, a ramp (values that must now cli
 
     E(s-1) - E(s) = 2^s * sum relu(|w| - 3/4 * 2^s)  -  2p * sum relu(p/2 - ||w| - p|)
 
-The search starts where nothing clips, s0 = log2 of the power of two nearest to max|w| (above it the first sum is 0, so
-no larger s is better; 2^s must be a float32 too, so s <= 127), and stops for a row when what further tents can still gain, at most N * p^2 / 4, cannot reach
-the best error any more. Every term of both sums is exact in float32 and they are added in float64.
+The search starts where nothing clips, s0 = log2 of the power of two nearest to max|w| (above it the first sum is
+0, so no larger s is better) or at 127, the largest s of a float32. It stops for a row when what further tents can
+still gain, at most N * p^2 / 4, cannot reach the best error any more. Every term of both sums is exact in float32
+and they are added in float64.
 
 Reference:
     Yin, Zhang, Qi, Xin 2016, "Quantization and training of low bit-width convolutional neural networks for object
@@ -100,8 +101,8 @@ def quantize(
         ratio: the semi-analytical rule's `mu / max|W|`, positive; the exact solver has no use for it.
 
     Returns:
-        An `LBWTensor`, new. An all-zero row has s = 0 and codes 0. Among equally good s the largest is taken whose
-        top level is in use.
+        An `LBWTensor`, new. An all-zero row has s = 0 and codes 0. Among equally good s the largest is taken
+        whose top level is in use.
 
     Raises:
         ValueError: an argument out of its range.
@@ -157,8 +158,8 @@ def _solve(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return |2^s Q| * 2^-shift `[R, N]`, s - shift `[R, 1]` and shift `[R, 1]`.
 
-    The shift brings each row's maximum to [1/2, 1), so that neither subnormal nor huge weights need a case of their own
-    (only to [1, 4) at the top of float32's range, where 2^-shift would be subnormal).
+    The shift brings each row's maximum to [1/2, 1), so that neither subnormal nor huge weights need a case of
+    their own (only to [1, 4) at the top of float32's range, where 2^-shift would be subnormal).
     """
     n = magnitudes(bits)
     rows = as_rows(weight, granularity).float()

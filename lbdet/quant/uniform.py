@@ -67,8 +67,9 @@ def quantize(weight: Tensor, bits: int, granularity: str = "per_channel") -> Uni
     scale = largest / largest_code(bits)
     scale = torch.where(scale > 0, scale, 1.0)
     scale = scale if granularity == "per_channel" else scale[0]
-    codes = (weight.float() / per_row(scale, weight.ndim)).round().clamp(-largest_code(bits), largest_code(bits))
-    return UniformTensor(codes.to(torch.int8), scale, bits)
+    codes = (weight.float() / per_row(scale, weight.ndim)).round()
+    codes = codes.clamp(-largest_code(bits), largest_code(bits)).to(torch.int8)
+    return UniformTensor(codes, scale, bits)
 
 
 def fake_quantize(weight: Tensor, bits: int, granularity: str = "per_channel") -> Tensor:

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 from fractions import Fraction
 
+import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import oracles
 from lbdet.errors import NumericsError
 from lbdet.quant import lbw
 
@@ -96,7 +96,9 @@ def test_exact_equals_brute_force_over_all_scales(name: str, granularity: str, b
     st.integers(-149, 110),
     st.sampled_from(list(WIDTHS)),
 )
-def test_exact_finds_the_codes_of_exact_arithmetic_ties_included(integers: list[int], k: int, bits: int) -> None:
+def test_exact_finds_the_codes_of_exact_arithmetic_ties_included(
+    integers: list[int], k: int, bits: int
+) -> None:
     weights = [Fraction(2) ** k * i for i in integers]
     q = lbw.quantize(torch.tensor([[float(w) for w in weights]]), bits)
     s, codes = oracles.lbw_exact_by_fractions(weights, bits)
@@ -143,7 +145,9 @@ def test_weights_that_round_to_no_float32_clip_to_the_largest_power() -> None:
 def test_semi_matches_its_written_rule(name: str, ratio: float, bits: int) -> None:
     weight = WEIGHTS[name]()[:8]
     q = lbw.quantize(weight, bits, "semi", "per_channel", ratio)
-    for row, found in zip(rows_of(weight, "per_channel"), rows_of(q.dequantize(), "per_channel"), strict=True):
+    for row, found in zip(
+        rows_of(weight, "per_channel"), rows_of(q.dequantize(), "per_channel"), strict=True
+    ):
         expected = torch.tensor(oracles.lbw_semi(row.tolist(), bits, ratio), dtype=torch.float64)
         assert torch.equal(found.double(), expected)
 
@@ -187,7 +191,9 @@ def test_two_bits_have_the_error_of_the_papers_sort_formula(name: str) -> None:
 def test_the_relative_error_on_gaussian_weights_is_the_known_one(bits: int, error: float) -> None:
     weight = gaussian(1, 50_000).double()
     alignments = [(weight * 2 ** (i / 8)).float() for i in range(8)]
-    errors = [oracles.squared_error(w, lbw.fake_quantize(w, bits)) / w.double().square().sum() for w in alignments]
+    errors = [
+        oracles.squared_error(w, lbw.fake_quantize(w, bits)) / w.double().square().sum() for w in alignments
+    ]
     assert sum(errors) / 8 == pytest.approx(error, rel=0.03)
 
 

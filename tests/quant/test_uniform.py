@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
+import oracles
 import pytest
 import torch
 from torch import Tensor
 
-import oracles
 from lbdet.errors import NumericsError
 from lbdet.quant import uniform
 
@@ -22,7 +24,7 @@ def test_there_are_two_to_the_bits_minus_one_levels_around_zero(bits: int) -> No
     levels = uniform.levels(bits).tolist()
     assert len(levels) == 2**bits - 1
     assert levels == sorted(-level for level in levels)
-    assert {b - a for a, b in zip(levels, levels[1:], strict=False)} == {1.0}
+    assert {b - a for a, b in itertools.pairwise(levels)} == {1.0}
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

@@ -1,0 +1,162 @@
+"""`eval_det.py`: several precisions of one model, each from the same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from lbdet.cli import eval_det
+from lbdet.data.shapes import SHAPE_CLASSES
+from lbdet.data.voc import read_voc
+from lbdet.engine.evaluate import evaluate
+from lbdet.models.ssd_tiny import ssd_tiny
+
+SCORES = ("voc07_map", "voc_area_map", "coco_map", "per_class", "images")
+
+
+@pytest.fixture
+def measure(call, tmp_path):
+    """Evaluate and return the written JSON."""
+
+    def run(*arguments: object) -> list[dict]:
+        assert call(eval_det.main, *arguments, "--output", tmp_path / "out.json").code == 0
+        return json.loads((tmp_path / "out.json").read_text())
+
+    return run
+
+
+def test_a_run_evaluates_to_its_own_metrics(measure, finished_run):
+    (metrics,) = measure("--run", finished_run)
+    own = json.loads((finished_run / "metrics.json").read_text())
+    assert {key: metrics[key] for key in (*SCORES, "precision", "model_bytes")} == {
+        key: own[key] for key in (*SCORES, "precision", "model_bytes")
+    }
+
+
+def test_float_is_the_unquantized_model(measure, finished_run, devkit):
+    (metrics,) = measure("--run", finished_run, "--precision", "float", "--split", "2012:train")
+    model = ssd_tiny(len(SHAPE_CLASSES) + 1)
+    model.load_state_dict(load_file(finished_run / "model.safetensors"))
+    train = read_voc(devkit, ["2012:train"], SHAPE_CLASSES)
+    four = type(train)(train.classes, train.records[:4])  # eval.max_images
+    direct = evaluate(model, four).metrics
+    assert {key: metrics[key] for key in SCORES} == {key: direct[key] for key in SCORES}
+    assert metrics["model_bytes"] == sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert metrics["mean_squared_error"] == 0
+
+
+@pytest.mark.parametrize("recalibrate", [0, 8])
+def test_precisions_do_not_depend_on_their_order(measure, finished_run, recalibrate):
+    options = ["--recalibrate-bn", recalibrate]
+    one = measure("--run", finished_run, "--precision", "W2", "float", "W6", *options)
+    other = measure("--run", finished_run, "--precision", "W6", "W2", "float", *options)
+    assert [m["precision"] for m in one] == ["W2", "float", "W6"]
+    assert {m["precision"]: m for m in one} == {m["precision"]: m for m in other}
+    assert measure("--run", finished_run, "--precision", "W6", *options) == one[2:]
+    bytes_, errors = [m["model_bytes"] for m in one], [m["mean_squared_error"] for m in one]
+    assert bytes_[0] < bytes_[2] < bytes_[1]
+    assert errors[1] == 0 < errors[2] < errors[0]
+
+
+def test_recalibration_changes_the_detections_and_not_the_run(measure, finished_run):
+    before = (finished_run / "model.safetensors").read_bytes()
+    plain, recalibrated = (
+        measure("--run", finished_run, "--precision", "W2", "--recalibrate-bn", n)[0] for n in (0, 12)
+    )
+    assert recalibrated["recalibrate_bn"] == 12
+    assert {key: plain[key] for key in SCORES} != {key: recalibrated[key] for key in SCORES}
+    assert (finished_run / "model.safetensors").read_bytes() == before
+
+
+def test_layers_with_a_width_of_their_own_keep_it_but_for_float(measure, config, finished_run):
+    arguments = [
+        "--config",
+        config,
+        "--set",
+        f"model.weights={finished_run / 'model.safetensors'}",
+        "eval.max_images=1",
+    ]
+    overrides = "quantizer.overrides={head.*: {precision: W8, weight: {format: uniform}}}"
+    plain = {m["precision"]: m for m in measure(*arguments, "--precision", "W4", "float")}
+    mixed = {m["precision"]: m for m in measure(*arguments, overrides, "--precision", "W4", "float")}
+    assert mixed["W4"]["model_bytes"] > plain["W4"]["model_bytes"]
+    assert mixed["float"]["model_bytes"] == plain["float"]["model_bytes"]
+    assert mixed["float"]["voc07_map"] == plain["float"]["voc07_map"]
+
+
+def test_a_config_is_evaluated_without_training(measure, config, finished_run):
+    weights = f"model.weights={finished_run / 'model.safetensors'}"
+    (from_config,) = measure("--config", config, "--set", weights)
+    (from_run,) = measure("--run", finished_run)
+    assert {key: from_config[key] for key in SCORES} == {key: from_run[key] for key in SCORES}
+
+
+def test_another_split_has_other_images(measure, finished_run):
+    (val,), (train,) = (
+        measure("--run", finished_run, "--split", split) for split in ("2012:val", "2012:train")
+    )
+    assert {n: c["objects"] for n, c in val["per_class"].items()} != {
+        n: c["objects"] for n, c in train["per_class"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "{run}", "--split", "2012:test"], "split '2012:test': test.txt must be in"),
+        (
+            ["--run", "{run}", "--precision", "W4", "W1"],
+            "--precision: format 'lbw' has no 1-bit weights, got W1",
+        ),
+        (["--run", "{run}", "--precision", "4"], "precision must be 'float' or like W4, W4A8, got '4'"),
+        (["--run", "{run}", "--set", "seed=1"], "--set: a run keeps its config, got 'seed=1'; use --config"),
+        (["--run", "{run}", "--recalibrate-bn", "-3"], "--recalibrate-bn: must not be negative, got -3"),
+        (
+            ["--run", "{run}", "--output", "/nowhere/x.json"],
+            "--output: must be a file in a folder that exists",
+        ),
+        (["--run", "{run}", "--output", "{run}"], "--output: must be a file in a folder that exists"),
+        (["--run", "/nowhere"], "/nowhere/config.yaml: cannot be read: No such file or directory"),
+        (["--config", "{run}/metrics.jsonl"], "metrics.jsonl: "),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_evaluated(call, finished_run, arguments, message):
+    result = call(eval_det.main, *(argument.format(run=finished_run) for argument in arguments))
+    assert result.code == 2
+    assert message in result.err
+    assert "mAP" not in result.out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--run", "a", "--config", "b"]])
+def test_one_source_of_weights_must_be_given(arguments):
+    with pytest.raises(SystemExit) as caught:
+        eval_det.main(arguments)
+    assert caught.value.code == 2
+
+
+def broken(finished_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_run, tmp_path / "broken")
+
+
+def test_an_unfinished_run_is_told(call, finished_run, tmp_path):
+    run = broken(finished_run, tmp_path)
+    (run / "model.safetensors").unlink()
+    result = call(eval_det.main, "--run", run)
+    assert result.code == 2
+    assert f"{run}: has no model.safetensors yet; finish it with tools/train_det.py --resume" in result.err
+
+
+def test_a_run_with_the_weights_of_another_model_is_told(call, finished_run, tmp_path):
+    run = broken(finished_run, tmp_path)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("ssd_tiny", "ssdlite320_mobilenet_v3_large"))
+    result = call(eval_det.main, "--run", run)
+    assert result.code == 2
+    assert (
+        "model.safetensors: weights must be those of the model, got a checkpoint of another model"
+        in result.err
+    )

@@ -1,0 +1,96 @@
+"""Files are whole or not there, and reading one runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from lbdet.errors import UserError
+
+STATE = {"model": {"a": torch.arange(1000.0)}, "optimizer": {}, "step": 3, "total_steps": 9, "average": None}
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, STATE)
+    loaded = load_checkpoint(path)
+    assert torch.equal(loaded.pop("model")["a"], STATE["model"]["a"])
+    assert loaded == {key: value for key, value in STATE.items() if key != "model"}
+    assert os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="file: cannot be written: No space left on device"):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def die(temporary):
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, die)
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 1000, -1, -100])
+def test_a_checkpoint_cut_short_is_told(tmp_path, length):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, STATE)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(UserError, match=r"is no readable checkpoint .*; remove it to start the run again"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"text", b"\x80\x04.", b"PK\x03\x04", b"\0" * 64, b"(lp0\n.", b"\x80\x02}q\0."]
+)
+def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: is no .*checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("state", [{"model": {}}, [1, 2], torch.zeros(2)])
+def test_a_file_of_something_else_is_told(tmp_path, state):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(state, path)
+    with pytest.raises(UserError, match="is no checkpoint of a run; remove it to start the run again"):
+        load_checkpoint(path)
+
+
+class Evil:
+    """Run a command when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, save):
+    path = tmp_path / "checkpoint.pt"
+    save({**STATE, "evil": Evil(str(tmp_path / "was_here"))}, path)
+    with pytest.raises(UserError, match="is no readable checkpoint"):
+        load_checkpoint(path)
+    assert not (tmp_path / "was_here").exists()

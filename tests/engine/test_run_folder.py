@@ -1,0 +1,96 @@
+"""The folder of a run: who may write into it, and what of the log is kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from lbdet.engine.run_folder import RunFolder
+from lbdet.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def test_a_new_folder_is_refused_to_nobody_and_not_made(run):
+    run.refuse("seed: 0\n", resume=False)
+    run.refuse("seed: 0\n", resume=True)
+    assert not run.path.exists()
+
+
+def test_a_run_is_resumed_with_its_own_config_only(run):
+    run.start("seed: 0\n")
+    run.refuse("seed: 0\n", resume=True)
+    with pytest.raises(
+        UserError, match="holds a run already; give --resume to continue it, or another --output"
+    ):
+        run.refuse("seed: 0\n", resume=False)
+    with pytest.raises(
+        UserError, match=r"another config; resume it with --config .*config\.yaml and no --set"
+    ):
+        run.refuse("seed: 1\n", resume=True)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "metrics.json"])
+def test_the_remains_of_a_run_without_a_config_are_neither_continued_nor_taken_for_finished(run, name):
+    run.path.mkdir()
+    (run.path / name).write_text("{}")
+    with pytest.raises(UserError, match="holds a run already"):
+        run.refuse("seed: 0\n", resume=False)
+    with pytest.raises(UserError, match=r"must have its config\.yaml to be resumed"):
+        run.refuse("seed: 0\n", resume=True)
+
+
+def test_a_folder_of_other_files_is_taken(run):
+    run.path.mkdir()
+    (run.path / "notes.txt").write_text("mine")
+    run.refuse("seed: 0\n", resume=False)
+    run.start("seed: 0\n")
+    assert run.config.read_text() == "seed: 0\n"
+
+
+def test_only_metrics_finish_a_run(run):
+    run.start("seed: 0\n")
+    run.write_json("coverage.json", [])
+    assert not run.finished
+    run.write_json("metrics.json", {})
+    assert run.finished
+
+
+def test_the_log_forgets_what_comes_after_a_step_and_lines_cut_short(run):
+    run.start("")
+    for step in (1, 2, 3):
+        run.log({"step": step, "loss": 0.5})
+    run.log({"step": 2, "voc07_map": 0.1})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "lo')
+    run.forget_log_after(2)
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 2, "voc07_map": 0.1}]
+
+
+def test_a_log_that_cannot_be_written_is_told(run):
+    run.start("")
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written: Is a directory"):
+        run.log({"step": 1})
+
+
+def test_a_model_file_names_its_architecture_and_classes_and_takes_any_strides(run):
+    run.start("")
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    run.save_model(model, "ssd_tiny", ("a", "b"))
+    with safe_open(run.model, "pt") as file:
+        assert file.metadata() == {"architecture": "ssd_tiny", "classes": '["a", "b"]'}
+        assert torch.equal(file.get_tensor("weight"), model.weight)
+
+
+def test_without_a_checkpoint_there_is_none_to_load(run):
+    run.start("")
+    assert run.load_checkpoint() is None

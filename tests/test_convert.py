@@ -1,0 +1,345 @@
+"""A float model becomes a quantized one: which layers, at which width, and what is said about the others."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lbdet.convert import (
+    Override,
+    WeightFormat,
+    check_width,
+    coverage,
+    coverage_json,
+    coverage_summary,
+    model_bytes,
+    quantize_model,
+    quantized_layers,
+    scheduled_layers,
+    set_float,
+    set_precision,
+    set_scheduled_precision,
+)
+from lbdet.errors import UserError
+from lbdet.models import MODELS, build_detector
+from lbdet.nn import LbwWeight, QuantConv2d, QuantLinear, UniformWeight
+from lbdet.nn.batch_norm import recalibrate_bn
+from lbdet.precision import FLOAT, Precision
+
+HEAVY = {"fasterrcnn_resnet50_fpn", "ssd300_vgg16"}
+
+
+class OddConv(nn.Conv2d):
+    """A convolution of somebody else's, whose forward may do anything."""
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=2)
+        self.bn = nn.BatchNorm2d(4)
+        self.odd = OddConv(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.odd(self.bn(self.conv(x)).relu())
+
+
+class Net(nn.Module):
+    """A stem, a block with a grouped and an odd convolution, a transposed one, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.block = Block()
+        self.up = nn.ConvTranspose2d(4, 4, 2, bias=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.up(self.block(self.stem(x))).mean((2, 3)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def widths(model: nn.Module) -> dict[str, str]:
+    return {name: str(layer.precision) for name, layer in quantized_layers(model).items()}
+
+
+def test_exact_types_are_swapped_in_place_and_subclasses_stay_float() -> None:
+    original = net()
+    model, _ = quantize_model(original)
+    assert model is original
+    assert [type(m) for m in (model.stem, model.block.conv, model.head)] == [
+        QuantConv2d,
+        QuantConv2d,
+        QuantLinear,
+    ]
+    assert type(model.block.odd) is OddConv
+    assert type(model.up) is nn.ConvTranspose2d
+    assert list(quantized_layers(model)) == scheduled_layers(model) == ["stem", "block.conv", "head"]
+
+
+def test_parameters_and_state_dict_keys_stay_what_they_were() -> None:
+    model = net()
+    parameters, keys = dict(model.named_parameters()), list(model.state_dict())
+    quantize_model(model)
+    assert {name: id(p) for name, p in model.named_parameters()} == {n: id(p) for n, p in parameters.items()}
+    assert list(model.state_dict()) == keys
+    model.load_state_dict(net().state_dict())
+
+
+def test_the_float_model_is_back_bit_for_bit_at_full_precision() -> None:
+    expected = net()(images())
+    model, _ = quantize_model(net(), "W2", overrides=[Override("head", Precision(4))])
+    assert not torch.equal(model(images()), expected)
+    set_float(model)
+    assert set(widths(model).values()) == {"float"}
+    assert torch.equal(model(images()), expected)
+    assert torch.equal(quantize_model(net(), "float")[0](images()), expected)
+
+
+def test_the_coverage_of_each_layer_is_what_a_hand_counts() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, (1, 4), bias=False), nn.Flatten())
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[4.0, 2.0, -3.0, 0.1], [0.0] * 4]).view(2, 1, 1, 4))
+    _, (layer,) = quantize_model(model, "W3")  # s = 2: 4, 2, -4 (a tie goes up), 0; and zeros
+    error = (1 + 0.1**2) / (16 + 4 + 9 + 0.1**2)
+    assert (layer.name, layer.kind, layer.shape, layer.weights) == ("0", "conv2d", (2, 1, 1, 4), 8)
+    assert (layer.bits, layer.format, layer.solver, layer.granularity) == (3, "lbw", "exact", "per_channel")
+    assert (layer.symbols, layer.zeros, layer.reason) == (4, 5 / 8, None)
+    assert layer.squared_error == pytest.approx(error, rel=1e-6)
+
+
+def test_a_layer_of_zeros_has_no_error() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    nn.init.zeros_(model[0].weight)
+    _, (layer,) = quantize_model(model)
+    assert (layer.symbols, layer.zeros, layer.squared_error) == (1, 1.0, 0.0)
+
+
+def test_the_coverage_names_every_weighted_layer_in_the_models_order_and_why_one_is_float() -> None:
+    model, report = quantize_model(net(), keep_float=["st*"])
+    assert {r.name: r.reason for r in report} == {
+        "stem": "keep_float 'st*'",
+        "block.conv": None,
+        "block.odd": "type OddConv has no quantized twin",
+        "up": "type ConvTranspose2d has no quantized twin",
+        "head": None,
+    }
+    set_precision(model, {"head": FLOAT})
+    reasons = {r.name: r.reason for r in coverage(model)}
+    assert (reasons["head"], reasons["stem"]) == ("its precision is float now", "not converted")
+
+
+def test_the_summary_counts_layers_and_weights_and_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    _, report = quantize_model(net())
+    expected = (  # 3 * 4 * 9 + 4 * 2 * 9 + 4 * 5 of these and 16 + 64 more
+        "converted 3/5 layers, 200 of 280 weights\n"
+        "  float: block.odd (type OddConv has no quantized twin)\n"
+        "  float: up (type ConvTranspose2d has no quantized twin)"
+    )
+    assert coverage_summary(report) == expected
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_the_coverage_goes_through_json() -> None:
+    _, report = quantize_model(net())
+    plain = json.loads(json.dumps(coverage_json(report)))
+    assert [entry["name"] for entry in plain] == [r.name for r in report]
+    assert plain[0]["shape"] == [4, 3, 3, 3]
+
+
+def test_the_last_matching_override_wins_for_width_and_format_each() -> None:
+    overrides = [
+        Override("*", Precision(6), WeightFormat("uniform")),
+        Override("block.*", Precision(3)),
+        Override("head", weight=WeightFormat("lbw", {"solver": "semi"})),
+    ]
+    model, _ = quantize_model(net(), "W2", overrides=overrides)
+    assert widths(model) == {"stem": "W6", "block.conv": "W3", "head": "W6"}
+    assert isinstance(model.block.conv.weight_quantizer, UniformWeight)
+    assert isinstance(model.head.weight_quantizer, LbwWeight)
+    assert model.head.weight_quantizer.solver == "semi"
+
+
+def test_an_override_with_a_width_is_left_alone_by_the_schedule_and_one_without_is_not() -> None:
+    overrides = [Override("stem", Precision(6)), Override("head", weight=WeightFormat("uniform"))]
+    model, _ = quantize_model(net(), "W4", overrides=overrides)
+    assert scheduled_layers(model) == ["block.conv", "head"]
+    set_scheduled_precision(model, "W2")
+    assert widths(model) == {"stem": "W6", "block.conv": "W2", "head": "W2"}
+
+
+def test_an_override_may_fix_a_layer_at_float() -> None:
+    model, _ = quantize_model(net(), "W4", overrides=[Override("head", FLOAT)])
+    set_scheduled_precision(model, "W2")
+    assert widths(model) == {"stem": "W2", "block.conv": "W2", "head": "float"}
+
+
+def test_keep_float_wins_over_overrides() -> None:
+    model, _ = quantize_model(net(), keep_float=["head"], overrides=[Override("head", Precision(4))])
+    assert type(model.head) is nn.Linear
+
+
+def test_the_models_format_and_its_options_reach_every_layer() -> None:
+    options = {"solver": "semi", "granularity": "per_tensor", "ratio": 0.6}
+    model, report = quantize_model(net(), "W3", WeightFormat("lbw", options))
+    quantizers = [layer.weight_quantizer for layer in quantized_layers(model).values()]
+    assert [(q.solver, q.granularity, q.ratio) for q in quantizers] == [("semi", "per_tensor", 0.6)] * 3
+    assert {(r.solver, r.granularity) for r in report if r.bits} == {("semi", "per_tensor")}
+
+
+@pytest.mark.parametrize("where", ["keep_float", "overrides"])
+def test_a_pattern_that_matches_nothing_is_an_error_that_knows_better(where: str) -> None:
+    patterns = (
+        {"keep_float": ["blok.conv*"]} if where == "keep_float" else {"overrides": [Override("blok.conv*")]}
+    )
+    with pytest.raises(UserError) as error:
+        quantize_model(net(), **patterns)
+    assert str(error.value) == "pattern 'blok.conv*' matches none of the 3 layers; closest: 'block.conv'"
+
+
+def test_a_model_that_is_a_layer_itself_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        quantize_model(nn.Conv2d(3, 4, 3))
+    assert str(error.value) == (
+        "model: layers must be inside it, got a bare Conv2d; wrap it in nn.Sequential"
+    )
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.ReLU()), quantize_model(nn.Sequential(nn.Linear(2, 2)))[0]]
+)
+def test_a_model_with_nothing_to_swap_is_refused(model: nn.Module) -> None:
+    with pytest.raises(UserError) as error:
+        quantize_model(model)
+    assert str(error.value) == (
+        "model: must have float nn.Conv2d or nn.Linear, got none in Sequential; give a float model"
+    )
+
+
+def test_a_layer_used_under_two_names_is_swapped_once_and_everywhere() -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict(
+        {"a": nn.Sequential(shared, nn.ReLU()), "b": shared, "c": nn.Sequential(nn.ReLU(), shared)}
+    )
+    _, report = quantize_model(model, "W4")
+    assert model["a"][0] is model["b"] is model["c"][1]
+    assert isinstance(model["b"], QuantLinear)
+    assert [(r.name, r.bits) for r in report] == [("a.0", 4)]
+    assert coverage_summary(report) == "converted 1/1 layers, 16 of 16 weights"
+    assert model_bytes(model) == 4 * 4 + 4 * 2 + 4  # bias, 16 codes as 4 groups of 5 in 16 bits, 4 scales
+
+
+def test_set_precision_changes_only_the_named_layers() -> None:
+    model, _ = quantize_model(net(), "W4")
+    set_precision(model, {"head": Precision(2)})
+    assert widths(model) == {"stem": "W4", "block.conv": "W4", "head": "W2"}
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("block.conf", "; closest: 'block.conv'"), ("block.odd", "; closest: 'block.conv'"), ("xyz", "")],
+)
+def test_set_precision_of_an_unknown_name_is_an_error(name: str, hint: str) -> None:
+    model, _ = quantize_model(net())
+    with pytest.raises(UserError) as error:
+        set_precision(model, {name: Precision(4)})
+    assert str(error.value) == f"set_precision: {name!r} is no quantized layer{hint}"
+
+
+@pytest.mark.parametrize(
+    "quantizer, precision, text",
+    [
+        (LbwWeight(), "W1A8", "x: format 'lbw' has no 1-bit weights, got W1A8; it has W2 to W6"),
+        (LbwWeight(), "W7", "x: format 'lbw' has no 7-bit weights, got W7; it has W2 to W6"),
+        (UniformWeight(), "W9", "x: format 'uniform' has no 9-bit weights, got W9; it has W2 to W8"),
+        (LbwWeight(), "W4A8", "x: activations stay float in this version, got W4A8; leave out the A"),
+    ],
+)
+def test_a_width_that_the_format_does_not_have_is_refused(
+    quantizer: LbwWeight | UniformWeight, precision: str, text: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        check_width(quantizer, Precision.parse(precision), "x")
+    assert str(error.value) == text
+    check_width(quantizer, FLOAT, "x")
+    check_width(quantizer, Precision(6), "x")
+
+
+def test_a_refused_width_names_the_layer() -> None:
+    with pytest.raises(
+        UserError, match=r"^stem: format 'lbw' has no 8-bit weights, got W8; it has W2 to W6$"
+    ):
+        quantize_model(net(), "W8")
+    with pytest.raises(UserError, match=r"^head: format 'lbw' has no 8-bit weights"):
+        quantize_model(net(), "W4", overrides=[Override("head", Precision(8))])
+
+
+def test_an_unknown_format_or_option_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        quantize_model(net(), weight=WeightFormat("lwb"))
+    assert str(error.value) == "format 'lwb' is unknown; formats: lbw, uniform"
+    with pytest.raises(UserError, match=r"format 'uniform': .*unexpected keyword argument 'solver'"):
+        WeightFormat("uniform", {"solver": "exact"}).build()
+
+
+@pytest.mark.parametrize(
+    "precision, weight, expected",
+    [
+        ("float", None, 4 * 280),
+        # stem 108, conv 72, head 20 weights; 4 + 4 + 5 channels; odd and up stay float
+        ("W2", None, 4 * 80 + (22 * 8 + 15 * 8 + 4 * 8) // 8 + 13),
+        ("W4", None, 4 * 80 + (22 * 16 + 15 * 16 + 4 * 16) // 8 + 13),
+        (
+            "W6",
+            WeightFormat("lbw", {"granularity": "per_tensor"}),
+            4 * 80 + -(-(9 * 61 + 6 * 61 + 2 * 61) // 8) + 3,
+        ),
+        ("W8", WeightFormat("uniform"), 4 * 80 + 200 + 13 * 4),
+    ],
+)
+def test_model_bytes_are_those_counted_by_hand(
+    precision: str, weight: WeightFormat | None, expected: int
+) -> None:
+    model, _ = quantize_model(net(), precision, weight)
+    biases, batch_norm = 4 * (4 + 4 + 5), 4 * 4 * 4 + 8  # 8: the int64 count of batches
+    assert model_bytes(model) == expected + biases + batch_norm
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in MODELS]
+)
+def detector(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    size = 64 if request.param.startswith("fasterrcnn") else None
+    model = build_detector(request.param, ("circle", "square"), image_size=size).eval()
+    images = list(torch.rand(4, 3, 64, 80))
+    recalibrate_bn(model, [images])  # else an untrained SSDlite has the output 0, whatever its weights are
+    return model
+
+
+@torch.no_grad()
+def test_a_converted_detector_at_full_precision_is_the_original_bit_for_bit(detector: nn.Module) -> None:
+    image = torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(2))
+    (expected,) = detector([image])
+    keys = list(detector.state_dict())
+    weighted = [m for m in detector.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    quantize_model(detector, "W2")
+    (rounded,) = detector([image])
+    set_float(detector)
+    (found,) = detector([image])
+    assert len(expected["scores"]) > 0
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not torch.equal(rounded["scores"], expected["scores"])
+    assert list(detector.state_dict()) == keys
+    assert len(quantized_layers(detector)) == len(weighted)
