@@ -14,7 +14,9 @@ VERSION = next(
 setup(
     name="lbdet",
     version=VERSION,
-    description="Low-bit object detection: how many bits does a detector need, train it there, ship it small.",
+    description=(
+        "Low-bit object detection: how many bits does a detector need, train it there, ship it small."
+    ),
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

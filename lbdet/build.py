@@ -1,4 +1,7 @@
-"""From a config to objects. What can be wrong with a config is found here, before anything is written or trained."""
+"""From a config to objects.
+
+What can be wrong with a config is found here, before anything is written or trained.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,8 @@ def named_classes(value: str | Sequence[str], where: str) -> tuple[str, ...]:
         names = _lines(value)
     else:
         raise UserError(
-            f"{where}: must be a list, a file or one of {', '.join(lists)}, got {value!r}{closest(value, lists)}"
+            f"{where}: must be a list, a file or one of {', '.join(lists)}, "
+            f"got {value!r}{closest(value, lists)}"
         )
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice or not names:
@@ -84,17 +88,22 @@ def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData:
     """
     if config.name not in DATASETS:
         raise UserError(
-            f"data.name: must be one of {', '.join(DATASETS)}, got {config.name!r}{closest(config.name, DATASETS)}"
+            f"data.name: must be one of {', '.join(DATASETS)}, "
+            f"got {config.name!r}{closest(config.name, DATASETS)}"
         )
     classes = named_classes(config.classes, "data.classes")
     for name in config.score_classes or ():
         if name not in classes:
-            raise UserError(f"data.score_classes: {name!r} is none of the {len(classes)} classes{closest(name, classes)}")
+            raise UserError(
+                f"data.score_classes: {name!r} is none of the {len(classes)} classes{closest(name, classes)}"
+            )
     if config.name == "coco":
         if len(splits) != 1 or ":" not in splits[0]:
             raise UserError(f"data: a coco split is one images_folder:annotations.json, got {list(splits)}")
         images, annotations = splits[0].split(":", 1)
-        return read_coco(Path(config.root, images), Path(config.root, annotations), classes, config.other_classes)
+        return read_coco(
+            Path(config.root, images), Path(config.root, annotations), classes, config.other_classes
+        )
     if config.name == "shapes":
         render_shapes(config.root)
     return read_voc(config.root, splits, classes, config.other_classes)
@@ -108,7 +117,9 @@ def download(config: DataConfig) -> None:
     """
     years = {split.partition(":")[0] for split in (*config.train, *config.val) if ":" in split}
     if config.name != "voc" or not years:
-        raise UserError(f"--download: is for PASCAL VOC's year:split, got data {config.name!r}, {config.train}")
+        raise UserError(
+            f"--download: is for PASCAL VOC's year:split, got data {config.name!r}, {config.train}"
+        )
     for year in sorted(years):
         download_voc(config.root, year)
 
@@ -132,7 +143,12 @@ def check_batch_norm(config: Config, model: nn.Module) -> None:
         UserError: `train.batch_size` is 1, the detector an SSD and its batch norm not frozen.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-    if layers and isinstance(model, SSD) and config.train.batch_size == 1 and config.model.batch_norm == "train":
+    if (
+        layers
+        and isinstance(model, SSD)
+        and config.train.batch_size == 1
+        and config.model.batch_norm == "train"
+    ):
         raise UserError(
             "train.batch_size: must be at least 2 for an SSD with model.batch_norm: train, got 1; "
             "use more images, or model.batch_norm: frozen"
@@ -171,13 +187,17 @@ def load_run(path: str | Path) -> Built:
     """
     run = RunFolder(Path(path))
     if not run.config.is_file():
-        raise UserError(f"{path}: must be the folder of a run, got no config.yaml in it; see tools/train_det.py")
+        raise UserError(
+            f"{path}: must be the folder of a run, got no config.yaml in it; see tools/train_det.py"
+        )
     if not run.model.is_file():
         raise UserError(f"{path}: has no model.safetensors yet; finish it with tools/train_det.py --resume")
     config = load_config(run.config)
     weights = load_weights(str(run.model))
     if weights.classes is None:
-        raise UserError(f"{run.model}: must name its classes as a run's model does, got none; train the run again")
+        raise UserError(
+            f"{run.model}: must name its classes as a run's model does, got none; train the run again"
+        )
     model = build_detector(config.model.name, weights.classes, image_size=config.model.image_size)
     built = _quantized(config, model, weights.classes)
     load_into(built.model, weights)

@@ -1,10 +1,14 @@
-"""Class lists by name, in the order of their labels. Label 0 is background; class `names[i]` has label `i + 1`."""
+"""Class lists by name, in the order of their labels.
+
+Label 0 is background; class `names[i]` has label `i + 1`.
+"""
 
 from __future__ import annotations
 
 VOC20 = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
 )  # fmt: skip
 
 COCO80 = (
@@ -14,9 +18,9 @@ COCO80 = (
     "skis", "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
     "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple",
     "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
-    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear",
-    "hair drier", "toothbrush",
+    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
+    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
 
 _COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)  # ids of COCO's 1..90 that no object has
@@ -40,5 +44,7 @@ _SYNONYMS = {
 
 
 def canonical(name: str) -> str:
-    """Return the VOC spelling of a class that VOC and COCO name differently; other names come back as they are."""
+    """Return the VOC spelling of a class that VOC and COCO name differently;
+    other names come back as they are.
+    """
     return _SYNONYMS.get(name, name)

@@ -1,7 +1,7 @@
 """The schema of a config: YAML -> typed values, every error at once.
 
-A config is complete and stands alone: no inheritance between files, no interpolation. Paths are relative to the current
-directory. Only this file, `build.py` and `cli/` know the schema.
+A config is complete and stands alone: no inheritance between files, no interpolation. Paths are relative to
+the current directory. Only this file, `build.py` and `cli/` know the schema.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DataConfig(_Section):
     score_classes: list[str] | None = Field(default=None, min_length=1)
     """the classes that the mean AP is over; null = all"""
     augment: str = "flip"
-    """none, flip, ssd, multiscale, or an albumentations YAML"""
+    """none, flip, ssd, ssdlite, multiscale, or an albumentations YAML"""
 
 
 class LbwConfig(_Section):
@@ -153,6 +153,8 @@ class TrainConfig(_Section):
     """decay of the averaged weights that are evaluated and saved; null = no average"""
     amp: bool = False
     workers: int = Field(default=1, ge=0)
+    freeze_bn_after: float | None = Field(default=None, ge=0, lt=1)
+    """share of all steps after which batch norm keeps its statistics, whatever model.batch_norm says; null = never"""
     correct_bn: int = Field(default=0, ge=0)
     """training images on which batch norm is adapted to the error of the weights before training; 0 = not"""
     recalibrate_bn: int = Field(default=0, ge=0)
@@ -231,7 +233,11 @@ def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None}
 
 
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # ValueError: no UTF-8, an impossible date, a huge number
+_NOT_YAML = (
+    yaml.YAMLError,
+    ValueError,
+    RecursionError,
+)  # ValueError: no UTF-8, an impossible date, a huge number
 
 
 class _Loader(yaml.SafeLoader):
@@ -240,7 +246,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed; write the value again", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not allowed; write the value again", problem_mark=mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

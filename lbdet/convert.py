@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -21,7 +21,9 @@ _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A number format by its name in `FORMATS`, with the arguments of its quantizer (solver, granularity, ...)."""
+    """A number format by its name in `FORMATS`,
+    with the arguments of its quantizer (solver, granularity, ...).
+    """
 
     name: str = "lbw"
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -82,8 +84,8 @@ def quantize_model(
 ) -> tuple[nn.Module, list[LayerCoverage]]:
     """Swap every `nn.Conv2d` and `nn.Linear` for its quantized twin, and print how many were.
 
-    The model is changed in place: the twins share the parameters, so an optimizer made before stays valid. Layers are
-    swapped by exact type; subclasses of other libraries stay float and the coverage says so.
+    The model is changed in place: the twins share the parameters, so an optimizer made before stays valid.
+    Layers are swapped by exact type; subclasses of other libraries stay float and the coverage says so.
 
     Args:
         model: any module with at least one such layer inside.
@@ -154,23 +156,27 @@ def set_scheduled_precision(model: nn.Module, precision: Precision | str) -> Non
 
 
 def set_float(model: nn.Module) -> None:
-    """Give every quantized layer float32 weights, those with a width of their own too: the float model again."""
+    """Give every quantized layer float32 weights, those with a width of their own too:
+    the float model again.
+    """
     set_precision(model, dict.fromkeys(quantized_layers(model), FLOAT))
 
 
 def correct_bn(model: nn.Module, batches: Callable[[], Iterable[Sequence[Tensor] | Tensor]]) -> int:
     """Adapt batch norm's running statistics to the error of the weights, before any training.
 
-    Afterwards a channel leaves batch norm with the mean and variance that it has in the float model on the same
-    images. Estimating the statistics anew (`recalibrate_bn`) would also replace what the detector learnt of its own,
-    larger and augmented training data; here only the difference between float and the present precision counts.
-    Meant for weights that were trained at float: after training at low precision the float pass has no meaning.
+    Afterwards a channel leaves batch norm with the mean and variance that it has in the float model on
+    the same images. Estimating the statistics anew (`recalibrate_bn`) would also replace what the
+    detector learnt of its own, larger and augmented training data; here only the difference between float
+    and the present precision counts. Meant for weights that were trained at float: after training at low
+    precision the float pass has no meaning.
 
     Reference:
         In the spirit of bias correction (Nagel et al. 2019, arXiv 1906.04721), with variances too.
 
     Args:
-        batches: called twice, gives the same batches each time: what `model` takes in eval mode, on its device.
+        batches: called twice, gives the same batches each time: what `model` takes in eval mode,
+            on its device.
 
     Returns:
         The number of images.
@@ -258,7 +264,8 @@ def _matching(pattern: str, names: Sequence[str]) -> list[str]:
     found = [name for name in names if fnmatchcase(name, pattern)]
     if not found:
         raise UserError(
-            f"pattern {pattern!r} matches none of the {len(names)} layers{closest(pattern.rstrip('*.'), names)}"
+            f"pattern {pattern!r} matches none of the {len(names)} layers"
+            f"{closest(pattern.rstrip('*.'), names)}"
         )
     return found
 
@@ -285,20 +292,21 @@ def _why_float(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> str:
 @torch.no_grad()
 def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> LayerCoverage:
     kind = "linear" if isinstance(layer, nn.Linear) else type(layer).__name__.removeprefix("Quant").lower()
+    assert isinstance(layer.weight, Tensor)
     base = LayerCoverage(name, kind, tuple(layer.weight.shape), layer.weight.numel(), None)
     if not isinstance(layer, (QuantConv2d, QuantLinear)):
-        return LayerCoverage(**asdict(base) | {"reason": _why_float(name, layer, keep_float)})
+        return replace(base, reason=_why_float(name, layer, keep_float))
     quantizer, bits = layer.weight_quantizer, layer.precision.weight_bits
-    found = {"format": quantizer.format, "solver": quantizer.solver, "granularity": quantizer.granularity}
+    base = replace(base, format=quantizer.format, solver=quantizer.solver, granularity=quantizer.granularity)
     if bits is None:
-        return LayerCoverage(**asdict(base) | found | {"reason": "its precision is float now"})
+        return replace(base, reason="its precision is float now")
     quantized = quantizer.quantize(layer.weight, bits)
     weight, norm = layer.weight.double(), layer.weight.double().square().sum().item()
     error = (quantized.dequantize().double() - weight).square().sum().item()
-    measured = {
-        "bits": bits,
-        "symbols": quantized.codes.unique().numel(),
-        "zeros": (quantized.codes == 0).double().mean().item(),
-        "squared_error": error / norm if norm > 0 else 0.0,
-    }
-    return LayerCoverage(**asdict(base) | found | measured)
+    return replace(
+        base,
+        bits=bits,
+        symbols=quantized.codes.unique().numel(),
+        zeros=(quantized.codes == 0).double().mean().item(),
+        squared_error=error / norm if norm > 0 else 0.0,
+    )

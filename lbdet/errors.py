@@ -1,6 +1,7 @@
 """The two ways in which lbdet stops on purpose.
 
-Everything else that escapes is a bug of ours. `lbdet.cli` turns these into one line on stderr and an exit code.
+Everything else that escapes is a bug of ours. `lbdet.cli` turns these into one line on stderr
+and an exit code.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ class NumericsError(Exception):
 
 
 def closest(name: str, names: Iterable[str]) -> str:
-    """Return `"; closest: 'x'"` for the name that begins so or is most similar, or `""` if nothing is similar."""
+    """Return `"; closest: 'x'"` for the name that begins so or is most similar,
+    or `""` if nothing is similar.
+    """
     names = list(names)
     beginning = [full for full in names if len(name) > 2 and full.startswith(name)]
     matches = beginning or difflib.get_close_matches(name, names, n=1, cutoff=0.5)

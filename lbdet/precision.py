@@ -1,4 +1,7 @@
-"""How precise is a layer? `Precision` for one layer at one moment, `Plan` for all layers at one training step."""
+"""How precise is a layer?
+
+`Precision` for one layer at one moment, `Plan` for all layers at one training step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Link data and weights that lie beside the checkout into datasets/, or say how to get each; needs only Python."""
+"""Link data and weights that lie beside the checkout into datasets/, or say how to get each;
+needs only Python.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`lbdet demo`: how many bits does a small detector need? On rendered pictures, in minutes, with nothing downloaded."""
+"""`lbdet demo`: how many bits does a small detector need?
+
+On rendered pictures, in minutes, with nothing downloaded.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="lbdet demo", description=__doc__)
     parser.add_argument("--config", default="configs/demo_shapes.yaml", metavar="FILE")
     parser.add_argument("--output", default="runs/demo", metavar="FOLDER")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+    )
     args = parser.parse_args(argv)
-    return exit_code(partial(_demo, args.config, Path(args.output), sum(args.settings, [])))
+    return exit_code(partial(_demo, args.config, Path(args.output), list(chain.from_iterable(args.settings))))
 
 
 def _demo(config_path: str, output: Path, settings: Sequence[str]) -> None:
-    """Train at float, quantize the result to 4 and 2 bits with training, compare, draw; a second call only reports."""
+    """Train at float, quantize the result to 4 and 2 bits with training, compare, draw;
+    a second call only reports.
+    """
     runs = {name: RunFolder(output / name) for name in ("float", "W4", "W2")}
     for name, run in runs.items():
         say(f"== {name} ==")
@@ -42,7 +50,9 @@ def _demo(config_path: str, output: Path, settings: Sequence[str]) -> None:
     names = (val / "ImageSets" / "Main" / "val.txt").read_text().split()[:PICTURES]
     images = [str(val / "JPEGImages" / f"{name}.jpg") for name in names]
     for name in ("W4", "W2"):
-        visualize(str(runs[name].path), images, output / f"pictures_{name}_against_float", str(runs["float"].path))
+        visualize(
+            str(runs[name].path), images, output / f"pictures_{name}_against_float", str(runs["float"].path)
+        )
     say("")
     say(table({name: json.loads((run.path / "metrics.json").read_text()) for name, run in runs.items()}))
     say(f"pictures: {output}/pictures_W4_against_float, {output}/pictures_W2_against_float")
@@ -51,7 +61,10 @@ def _demo(config_path: str, output: Path, settings: Sequence[str]) -> None:
 def table(metrics: dict[str, dict[str, Any]]) -> str:
     """Return mAP and bytes of each precision as aligned text; the first one is the reference of the sizes."""
     reference = next(iter(metrics.values()))["model_bytes"]
-    lines = [f"{'precision':<10} {'VOC 11-point mAP':>16} {'VOC area mAP':>13} {'COCO mAP':>9} {'bytes':>10} {'smaller':>8}"]
+    lines = [
+        f"{'precision':<10} {'VOC 11-point mAP':>16} {'VOC area mAP':>13} {'COCO mAP':>9} "
+        f"{'bytes':>10} {'smaller':>8}"
+    ]
     for name, m in metrics.items():
         maps = f"{m['voc07_map']:>16.3f} {m['voc_area_map']:>13.3f} {m['coco_map']:>9.3f}"
         lines.append(f"{name:<10} {maps} {m['model_bytes']:>10,} {reference / m['model_bytes']:>7.1f}x")

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from lbdet.build import Built, build, load_run, read_data
 from lbdet.cli import exit_code
 from lbdet.config import load_config
 from lbdet.convert import (
-    check_width, coverage, model_bytes, quantized_layers, set_float, set_precision, set_scheduled_precision,
+    check_width,
+    coverage,
+    model_bytes,
+    quantized_layers,
+    set_float,
+    set_precision,
+    set_scheduled_precision,
 )  # fmt: skip
 from lbdet.data.records import DetectionData
 from lbdet.engine.checkpoint import write_atomically
@@ -33,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="RUN", help="a folder that train_det.py left")
     source.add_argument("--config", metavar="FILE", help="the config's weights without training")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+    )
     parser.add_argument("--precision", nargs="+", metavar="W4|float", help="default: the run's own")
     parser.add_argument("--split", metavar="NAME", help="such as 2012:val; default: the config's data.val")
     bn = parser.add_mutually_exclusive_group()
@@ -51,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    settings = sum(args.settings, [])
+    settings = list(chain.from_iterable(args.settings))
     if args.run and settings:
-        raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split")
+        raise UserError(
+            f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split"
+        )
     precisions = [Precision.parse(text) for text in args.precision or ()]
     for option, images in (("--recalibrate-bn", args.recalibrate_bn), ("--correct-bn", args.correct_bn)):
         if images < 0:
@@ -70,7 +81,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     built = load_run(args.run) if args.run else build(config)
     for precision in precisions:
         _check(built.model, precision)
-    results = measure(built, precisions or [config.schedule.target], val, train, args.recalibrate_bn, args.correct_bn)
+    results = measure(
+        built, precisions or [config.schedule.target], val, train, args.recalibrate_bn, args.correct_bn
+    )
     if args.output:
         text = json.dumps(results, indent=1) + "\n"
         write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
@@ -84,7 +97,9 @@ def measure(
     recalibrate_images: int = 0,
     correct_images: int = 0,
 ) -> list[dict[str, Any]]:
-    """Evaluate one model at several precisions, each from the same weights; metrics a precision, printed as they come."""
+    """Evaluate one model at several precisions, each from the same weights;
+    metrics a precision, printed as they come.
+    """
     model, config = built.model, built.config
     own = {name: layer.precision for name, layer in quantized_layers(model).items()}
     start = average_start(model)
@@ -111,7 +126,9 @@ def measure(
 
 
 def _check(model: nn.Module, precision: Precision) -> None:
-    """Refuse a width that a layer's format does not have before the evaluation of the widths in front of it."""
+    """Refuse a width that a layer's format does not have
+    before the evaluation of the widths in front of it.
+    """
     for layer in quantized_layers(model).values():
         if layer.scheduled:
             check_width(layer.weight_quantizer, precision, "--precision")

@@ -17,8 +17,12 @@ from lbdet.errors import UserError
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, make the subset, and return the exit code."""
     parser = argparse.ArgumentParser(prog="prepare_voc_subset.py", description=__doc__)
-    parser.add_argument("--voc", required=True, metavar="FOLDER", help="holds VOCdevkit/VOC2012, or is to hold it")
-    parser.add_argument("--download", action="store_true", help="fetch VOC2012 (2 GB) into --voc first, MD5 checked")
+    parser.add_argument(
+        "--voc", required=True, metavar="FOLDER", help="holds VOCdevkit/VOC2012, or is to hold it"
+    )
+    parser.add_argument(
+        "--download", action="store_true", help="fetch VOC2012 (2 GB) into --voc first, MD5 checked"
+    )
     parser.add_argument("--ids", default="datasets", metavar="FOLDER", help="of voc_subset_{train,val}.txt")
     parser.add_argument("--output", default="datasets/voc_subset", metavar="FOLDER")
     args = parser.parse_args(argv)
@@ -29,11 +33,17 @@ def _prepare(args: argparse.Namespace) -> None:
     if args.download:
         download_voc(args.voc, "2012")
     year = next(
-        (f for f in (Path(args.voc, "VOCdevkit/VOC2012"), Path(args.voc, "VOC2012"), Path(args.voc)) if (f / "JPEGImages").is_dir()),
+        (
+            f
+            for f in (Path(args.voc, "VOCdevkit/VOC2012"), Path(args.voc, "VOC2012"), Path(args.voc))
+            if (f / "JPEGImages").is_dir()
+        ),
         None,
-    )  # fmt: skip
+    )
     if year is None:
-        raise UserError(f"--voc: must hold VOCdevkit/VOC2012/JPEGImages, got {args.voc!r}; --download fetches it")
+        raise UserError(
+            f"--voc: must hold VOCdevkit/VOC2012/JPEGImages, got {args.voc!r}; --download fetches it"
+        )
     splits = {split: _ids(Path(args.ids, f"voc_subset_{split}.txt")) for split in ("train", "val")}
     say(f"{args.output}: {make_subset(year, splits, args.output)} images")
 

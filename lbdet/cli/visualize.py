@@ -36,15 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--against", metavar="RUN_OR_PRECISION",
         help="the reference, drawn on the left: another run, or this one at another precision, such as float",
     )  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=0.4, help="least score that is drawn (default 0.4)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.4, help="least score that is drawn (default 0.4)"
+    )
     args = parser.parse_args(argv)
-    return exit_code(partial(visualize, args.run, args.images, Path(args.output), args.against, args.threshold))
+    return exit_code(
+        partial(visualize, args.run, args.images, Path(args.output), args.against, args.threshold)
+    )
 
 
 def visualize(
     run: str, images: Sequence[str], output: Path, against: str | None = None, threshold: float = 0.4
 ) -> None:
-    """Draw a run's detections on images, a PNG each in `output`; with `against` two models side by side, compared.
+    """Draw a run's detections on images, a PNG each in `output`;
+    with `against` two models side by side, compared.
 
     Raises:
         UserError: no such run, image or reference; a threshold outside [0, 1].
@@ -55,7 +60,9 @@ def visualize(
     names = _names(files)
     for file in files:
         if any((output / name).resolve() == file.resolve() for name in names):
-            raise UserError(f"--output: must not be where the images are, {file} would be lost; name another folder")
+            raise UserError(
+                f"--output: must not be where the images are, {file} would be lost; name another folder"
+            )
     ours = load_run(run)
     reference, title = _reference(against, run, ours) if against else (None, "")
     try:
@@ -72,7 +79,9 @@ def visualize(
         else:
             theirs = detect_one(reference.model, image, threshold)
             diff = diff_detections(theirs, found)
-            picture = draw_pair(image, theirs, found, diff, ours.classes, (title, str(ours.config.schedule.target)))
+            picture = draw_pair(
+                image, theirs, found, diff, ours.classes, (title, str(ours.config.schedule.target))
+            )
             count = np.array([len(diff.kept), len(diff.lost), len(diff.new)])
             counts += count
             say("{}: kept {}, lost {}, new {}".format(output / name, *count))
@@ -116,12 +125,17 @@ def _reference(against: str, run: str, ours: Built) -> tuple[Built, str]:
     if Path(against).is_dir():
         other = load_run(against)
         if other.classes != ours.classes:
-            raise UserError(f"--against: {against} must have the classes of {run}, got {', '.join(other.classes[:5])} ...")
-        return other, f"{Path(against).name} ({other.config.schedule.target})"
+            raise UserError(
+                f"--against: {against} must have the classes of {run}, got {', '.join(other.classes[:5])} ..."
+            )
+        name, target = Path(against).name, str(other.config.schedule.target)
+        return other, name if name == target else f"{name} ({target})"
     try:
         precision = Precision.parse(against)
     except UserError:
-        raise UserError(f"--against: must be a run's folder or a precision like float, got {against!r}") from None
+        raise UserError(
+            f"--against: must be a run's folder or a precision like float, got {against!r}"
+        ) from None
     other = load_run(run)
     try:
         if precision == FLOAT:

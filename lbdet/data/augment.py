@@ -121,10 +121,22 @@ def _ssd() -> list[A.BasicTransform | A.BaseCompose]:
     ]
 
 
+def _ssdlite() -> list[A.BasicTransform | A.BaseCompose]:
+    """Crop around objects or anywhere, and flip; colours and scale stay: a light form of `_ssd` for fine-tuning."""
+    crops = [
+        A.NoOp(p=0.5),
+        A.BBoxSafeRandomCrop(erosion_rate=0.0, p=0.2),
+        A.BBoxSafeRandomCrop(erosion_rate=0.3, p=0.15),
+        A.RandomCropFromBorders(crop_left=0.25, crop_right=0.25, crop_top=0.25, crop_bottom=0.25, p=0.15),
+    ]
+    return [A.OneOf(crops, p=1.0), A.HorizontalFlip(p=0.5)]
+
+
 PRESETS: dict[str, Callable[[], list[A.BasicTransform | A.BaseCompose]]] = {
     "none": lambda: [],
     "flip": lambda: [A.HorizontalFlip(p=0.5)],
     "ssd": _ssd,
+    "ssdlite": _ssdlite,
     "multiscale": lambda: [Zoom(scale_range=(0.4, 2.0), p=1.0), A.HorizontalFlip(p=0.5)],
 }
 

@@ -6,8 +6,11 @@ the data set of the main process.
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -172,8 +175,17 @@ def _pack(items: list[Any]) -> Tensor:
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    for signum in (signal.SIGINT, signal.SIGTERM):  # they reach all processes; the main one must save first
-        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one must save first
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_parent, args=[os.getppid()], daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    """End this worker on the SIGTERM that the main process sends as it exits; ignore that of a scheduler."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _image(record: ImageRecord) -> np.ndarray:

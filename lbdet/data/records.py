@@ -11,7 +11,8 @@ import numpy as np
 class ImageRecord:
     """One image and its objects, not yet decoded.
 
-    Boxes are `(x1, y1, x2, y2)`, half-open, 0-based pixels of the image file (DESIGN: VOC's xmin - 1, ymin - 1, xmax, ymax).
+    Boxes are `(x1, y1, x2, y2)`, half-open, 0-based pixels of the image file
+    (DESIGN: VOC's xmin - 1, ymin - 1, xmax, ymax).
     """
 
     id: str

@@ -18,7 +18,9 @@ from lbdet.errors import UserError
 SHORT_SIDE, JPEG_QUALITY = 300, 85
 
 
-def make_subset(voc: str | os.PathLike[str], splits: Mapping[str, Sequence[str]], output: str | os.PathLike[str]) -> int:
+def make_subset(
+    voc: str | os.PathLike[str], splits: Mapping[str, Sequence[str]], output: str | os.PathLike[str]
+) -> int:
     """Copy listed images of a VOC folder, reduced to a short side of at most 300 pixels, with their boxes.
 
     The folder appears whole or not at all.
@@ -61,7 +63,9 @@ def _reduce(source: Path, year: Path, name: str) -> None:
     try:
         tree = parse(path)
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: must be an annotation of VOC, got {type(error).__name__}: {error}") from None
+        raise UserError(
+            f"{path}: must be an annotation of VOC, got {type(error).__name__}: {error}"
+        ) from None
     _scale(tree, scale, width, height)
     tree.write(year / "Annotations" / f"{name}.xml", encoding="unicode")
 
@@ -74,7 +78,12 @@ def _scale(tree: ElementTree, scale: float, width: int, height: int) -> None:
         for part in item.findall("part"):
             item.remove(part)
         box = _find(item, "bndbox")
-        for tag, offset, side in (("xmin", 1, width), ("ymin", 1, height), ("xmax", 0, width), ("ymax", 0, height)):
+        for tag, offset, side in (
+            ("xmin", 1, width),
+            ("ymin", 1, height),
+            ("xmax", 0, width),
+            ("ymax", 0, height),
+        ):
             corner = _find(box, tag)
             pixel = math.floor((float(corner.text or 0) - offset) * scale) + offset
             corner.text = str(min(max(pixel, 1), side))

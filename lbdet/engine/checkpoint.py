@@ -12,8 +12,9 @@ import torch
 from lbdet.errors import UserError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with a temporary path, then rename the file to `path`; a crash leaves the old file or the new one.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path, then rename the file to `path`;
+    a crash leaves the old file or the new one.
 
     Raises:
         UserError: the disk is full, the folder is read-only, and the like.

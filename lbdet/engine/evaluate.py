@@ -32,7 +32,9 @@ def to_model(images: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     return [image.to(device, non_blocking=True).float().div_(255) for image in images]
 
 
-def image_batches(data: DetectionData, batch_size: int, workers: int, device: torch.device) -> Iterator[list[Tensor]]:
+def image_batches(
+    data: DetectionData, batch_size: int, workers: int, device: torch.device
+) -> Iterator[list[Tensor]]:
     """Yield a data set's images in order, ready for the model."""
     for images, _ in eval_batches(EvalSet(data), batch_size, workers):
         yield to_model(images, device)
@@ -55,8 +57,8 @@ def detect(model: nn.Module, data: DetectionData, batch_size: int, workers: int 
     """Run the detector on every image, in order.
 
     Returns:
-        An image each, `{"boxes": float32 [N, 4], "labels": int64 [N], "scores": float32 [N]}`, numpy, in pixels of the
-        image file.
+        An image each, `{"boxes": float32 [N, 4], "labels": int64 [N], "scores": float32 [N]}`, numpy,
+        in pixels of the image file.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -77,7 +79,8 @@ def evaluate(
     """Measure a detector.
 
     Args:
-        score_classes: the classes that the means are over; None = all. Classes without an object do not count.
+        score_classes: the classes that the means are over; None = all. Classes without an object
+            do not count.
 
     Returns:
         Metrics with the keys `voc07_map` (11-point), `voc_area_map`, `per_class`, `coco` and `images`.

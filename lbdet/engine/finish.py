@@ -30,10 +30,12 @@ def finish(
     keep_float: Sequence[str],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Evaluate a trained model and write the run's results; metrics.json, the mark of a finished run, comes last.
+    """Evaluate a trained model and write the run's results;
+    metrics.json, the mark of a finished run, comes last.
 
     Args:
-        recalibrate_images: batch norm statistics are measured again on so many training images first; 0 = not.
+        recalibrate_images: batch norm statistics are measured again on so many training images first;
+            0 = not.
         facts: what else belongs into metrics.json (precision, steps, seed).
 
     Returns:
@@ -44,7 +46,9 @@ def finish(
     val = first_images(val, max_images)
     result = evaluate(model, val, score_classes, batch_size)
     run.write_json("coverage.json", coverage_json(coverage(model, keep_float)))
-    run.write_json("detections.json", to_coco_results(result.detections, [r.id for r in val.records]), indent=None)
+    run.write_json(
+        "detections.json", to_coco_results(result.detections, [r.id for r in val.records]), indent=None
+    )
     metrics = dict(facts) | {"model_bytes": model_bytes(model)} | result.metrics
     run.write_json("metrics.json", metrics)
     say(summary(metrics))
@@ -52,14 +56,18 @@ def finish(
 
 
 def recalibrate(model: nn.Module, data: DetectionData, images: int) -> None:
-    """Measure batch norm's statistics again on `images` images spread over the data set, as they are; 0 = leave."""
+    """Measure batch norm's statistics again on `images` images spread over the data set, as they are;
+    0 = leave.
+    """
     if images:
         seen = recalibrate_bn(model, calibration_batches(model, data, images))
         say(f"batch norm recalibrated on {seen} images")
 
 
 def correct(model: nn.Module, data: DetectionData, images: int) -> None:
-    """Shift batch norm's statistics by the error of the weights, measured on `images` images; 0 = leave them."""
+    """Shift batch norm's statistics by the error of the weights, measured on `images` images;
+    0 = leave them.
+    """
     if images:
         seen = correct_bn(model, partial(calibration_batches, model, data, images))
         say(f"batch norm corrected on {seen} images")
@@ -74,4 +82,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
     """Return the result in one line, in percent."""
     shown = [("VOC 11-point mAP", "voc07_map"), ("VOC area mAP", "voc_area_map"), ("COCO mAP", "coco_map")]
     parts = [f"{name} {'-' if metrics[key] is None else format(metrics[key], '.3f')}" for name, key in shown]
-    return f"{metrics['precision']}: {', '.join(parts)} over {len(metrics['scored_classes'])} classes, {metrics['images']} images"
+    return (
+        f"{metrics['precision']}: {', '.join(parts)} over {len(metrics['scored_classes'])} classes, "
+        f"{metrics['images']} images"
+    )

@@ -12,7 +12,8 @@ _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Split the trainable parameters: weights of convolutions and linear layers decay, everything else does not.
+    """Split the trainable parameters: weights of convolutions and linear layers decay,
+    everything else does not.
 
     Everything else is biases, batch norm and the parameters of quantizers (steps, clips, levels).
     """
@@ -39,8 +40,8 @@ def lr_factor(
 ) -> float:
     """Return what the base learning rate is multiplied with at `step`, counted from 0.
 
-    A linear warm-up times a half cosine from 1 to 0 over all steps ("cosine"), or times 1/10 for each milestone, a
-    share of all steps, that has passed ("steps").
+    A linear warm-up times a half cosine from 1 to 0 over all steps ("cosine"), or times 1/10 for each
+    milestone, a share of all steps, that has passed ("steps").
 
     >>> [lr_factor(step, 100, 0, "steps", [0.5]) for step in (49, 50)]
     [1.0, 0.1]
@@ -65,6 +66,7 @@ def average_update(average: Mapping[str, Tensor], model: nn.Module, decay: float
     weight = 1 - min(decay, (1 + step) / (10 + step))
     state = model.state_dict()
     floats = [name for name, value in average.items() if value.is_floating_point()]
-    torch._foreach_lerp_([average[n] for n in floats], [state[n] for n in floats], weight)
+    for name in floats:
+        average[name].lerp_(state[name], weight)
     for name in average.keys() - floats:
         average[name].copy_(state[name])

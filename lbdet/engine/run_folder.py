@@ -41,22 +41,23 @@ class RunFolder:
         """Whether the run has its final metrics, which are written last."""
         return (self.path / "metrics.json").exists()
 
-    def refuse(self, config: str, resume: bool) -> None:
+    def refuse(self, resume: bool) -> None:
         """Check that a run may begin here, or go on; nothing is written.
 
         Raises:
-            UserError: the folder holds a run (or a part of one) already and `resume` is false, or the run has another
-                config, or none.
+            UserError: the folder holds a run, or a part of one, and `resume` is false or its config
+                is missing.
         """
         if not (self.config.exists() or self.checkpoint.exists() or self.finished):
             return
         if not resume:
-            raise UserError(f"{self.path}: holds a run already; give --resume to continue it, or another --output")
-        if not self.config.exists():
-            raise UserError(f"{self.path}: the run must have its config.yaml to be resumed, got none; give another --output")
-        if self.config.read_text(encoding="utf-8") != config:
             raise UserError(
-                f"{self.path}: the run has another config; resume it with --config {self.config} and no --set"
+                f"{self.path}: holds a run already; give --resume to continue it, or another --output"
+            )
+        if not self.config.exists():
+            raise UserError(
+                f"{self.path}: the run must have its config.yaml to be resumed, got none; "
+                "give another --output"
             )
 
     def start(self, config: str) -> None:

@@ -31,7 +31,9 @@ IMAGES_ON_THE_WAY = 200
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What the loop is told; the names are those of the config's `train` section, where they are explained."""
+    """What the loop is told;
+    the names are those of the config's `train` section, where they are explained.
+    """
 
     epochs: int = 6
     max_steps: int | None = None
@@ -49,6 +51,7 @@ class TrainSettings:
     ema: float | None = None
     amp: bool = False
     workers: int = 1
+    freeze_bn_after: float | None = None
     batch_norm: Literal["train", "frozen"] = "train"
     eval_every_epochs: int | None = None
 
@@ -60,6 +63,12 @@ class TrainSettings:
         """Return the optimizer updates of the whole training."""
         steps = self.epochs * self.updates_per_epoch(images)
         return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+    def batch_norm_at(self, step: int, total: int) -> Literal["train", "frozen"]:
+        """Return batch norm's mode at a step; from `freeze_bn_after`, a share of all steps, on it is frozen."""
+        late = self.freeze_bn_after is not None and step >= self.freeze_bn_after * total
+        return "frozen" if late else self.batch_norm
 
 
 class Interrupted(Exception):
@@ -80,7 +89,8 @@ def train(
     run: RunFolder,
     seed: int,
 ) -> int:
-    """Train `model` in place, from the run's checkpoint where there is one, and leave it as it is to be evaluated.
+    """Train `model` in place, from the run's checkpoint where there is one,
+    and leave it as it is to be evaluated.
 
     Returns:
         The number of optimizer updates that the whole training has.
@@ -94,18 +104,25 @@ def train(
     total, per_epoch = settings.total_steps(len(train_set)), settings.updates_per_epoch(len(train_set))
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
-    optimizer = build_optimizer(model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum)
+    optimizer = build_optimizer(
+        model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum
+    )
     average = average_start(model) if settings.ema else None
     layers = scheduled_layers(model)
     start = _resume(run, model, optimizer, average, total)
     batches = train_batches(
-        train_set, settings.batch_size, seed, start * settings.accumulate, total * settings.accumulate, settings.workers
-    )  # fmt: skip
+        train_set,
+        settings.batch_size,
+        seed,
+        start * settings.accumulate,
+        total * settings.accumulate,
+        settings.workers,
+    )
 
     with _signals() as received:
         for step in track(range(start, total), total - start, "train"):
             set_precision(model, schedule.plan(step, total, layers, {}).precision)
-            set_training_mode(model, settings.batch_norm)
+            set_training_mode(model, settings.batch_norm_at(step, total))
             torch.manual_seed(derive_seed("model", seed, step))  # dropout and the samplers of Faster R-CNN
             rate = settings.lr * lr_factor(
                 step, total, settings.warmup_steps, settings.lr_curve, settings.lr_milestones
@@ -184,7 +201,9 @@ def _stop_if_weights_not_finite(model: nn.Module, step: int, run: RunFolder) -> 
     """Keep the last good checkpoint good: a finite loss can still have an update that overflows."""
     bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if bad:
-        raise NumericsError(f"step {step}: {bad[0]} and {len(bad) - 1} other tensors are not finite; {_remedy(run)}")
+        raise NumericsError(
+            f"step {step}: {bad[0]} and {len(bad) - 1} other tensors are not finite; {_remedy(run)}"
+        )
 
 
 def _remedy(run: RunFolder) -> str:
@@ -193,7 +212,10 @@ def _remedy(run: RunFolder) -> str:
 
 
 def _evaluate_on_the_way(
-    model: nn.Module, average: Mapping[str, Tensor] | None, val: DetectionData, score_classes: Sequence[str] | None
+    model: nn.Module,
+    average: Mapping[str, Tensor] | None,
+    val: DetectionData,
+    score_classes: Sequence[str] | None,
 ) -> dict[str, Any]:
     """Evaluate the averaged weights where there are some, else the model's, on the first images of `val`."""
     trained = average_start(model)
@@ -206,7 +228,11 @@ def _evaluate_on_the_way(
 
 
 def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor] | None, step: int, total: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor] | None,
+    step: int,
+    total: int,
 ) -> dict[str, Any]:
     return {
         "model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
@@ -228,7 +254,8 @@ def _resume(
         return 0
     if state["total_steps"] != total:
         raise UserError(
-            f"{run.checkpoint}: training has {state['total_steps']} steps, the config and data now give {total}; "
+            f"{run.checkpoint}: training has {state['total_steps']} steps, "
+            f"the config and data now give {total}; "
             "resume with the data and settings that the run began with"
         )
     try:
@@ -238,7 +265,9 @@ def _resume(
             value.copy_(state["average"][name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{run.checkpoint}: is a checkpoint of another model or optimizer: {reason}") from None
+        raise UserError(
+            f"{run.checkpoint}: is a checkpoint of another model or optimizer: {reason}"
+        ) from None
     run.forget_log_after(state["step"])
     say(f"resumed at step {state['step']}/{total}")
     return state["step"]
@@ -253,7 +282,9 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         signal.signal(signum, previous[signum])
 
-    previous = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {
+        signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield received
     finally:

@@ -90,8 +90,8 @@ def shift_statistics(
 ) -> None:
     """Change running statistics from `stored` by what lies between `before` and `after`, in place.
 
-    With `v` for a variance plus eps and r = v_after / v_before, a channel gets the variance r * v_stored and the mean
-    m_after + sqrt(r) * (m_stored - m_before): if `before` equals `stored`, simply `after`.
+    With `v` for a variance plus eps and r = v_after / v_before, a channel gets the variance r * v_stored and
+    the mean m_after + sqrt(r) * (m_stored - m_before): if `before` equals `stored`, simply `after`.
     """
     for name, (stored_mean, stored_var) in stored.items():
         layer = model.get_submodule(name)

@@ -1,7 +1,7 @@
 """Weight quantizers as modules: a number format, how its scale is found, and nothing else.
 
-A quantizer knows no width: the layer passes the bits of the moment, so that a schedule can change them in place. A
-format whose parameters depend on the width will hold one set a width; these two have none.
+A quantizer knows no width: the layer passes the bits of the moment, so that a schedule can change them in
+place. A format whose parameters depend on the width will hold one set a width; these two have none.
 """
 
 from __future__ import annotations

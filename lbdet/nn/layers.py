@@ -1,12 +1,12 @@
 """Layers that compute with quantized weights and train float ones.
 
-`from_float` shares the original's parameters and overrides only `forward`: state dict keys stay torchvision's, and at
-full precision the output is the original's bit for bit.
+`from_float` shares the original's parameters and overrides only `forward`: state dict keys stay
+torchvision's, and at full precision the output is the original's bit for bit.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from lbdet.precision import FLOAT, Precision
 
 
 class QuantConv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weight is quantized to `precision.weight_bits` in the forward pass (float at first)."""
+    """`nn.Conv2d` whose weight is quantized to `precision.weight_bits` in the forward pass
+    (float at first).
+    """
 
     weight_quantizer: WeightQuantizer
     precision: Precision
@@ -27,10 +29,11 @@ class QuantConv2d(nn.Conv2d):
     @classmethod
     def from_float(cls, conv: nn.Conv2d, weight_quantizer: WeightQuantizer) -> QuantConv2d:
         """Wrap `conv`; its parameters are shared, not copied."""
+        shape: Any = conv  # torch declares 2-tuples where it stores tuples
         with torch.device("meta"):
             layer = cls(
-                conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                conv.groups, conv.bias is not None, conv.padding_mode,
+                conv.in_channels, conv.out_channels, shape.kernel_size, shape.stride, shape.padding,
+                shape.dilation, conv.groups, conv.bias is not None, conv.padding_mode,
             )  # fmt: skip
         return _adopt(layer, conv, weight_quantizer)
 
@@ -42,7 +45,9 @@ class QuantConv2d(nn.Conv2d):
 
 
 class QuantLinear(nn.Linear):
-    """`nn.Linear` whose weight is quantized to `precision.weight_bits` in the forward pass (float at first)."""
+    """`nn.Linear` whose weight is quantized to `precision.weight_bits` in the forward pass
+    (float at first).
+    """
 
     weight_quantizer: WeightQuantizer
     precision: Precision
@@ -67,13 +72,16 @@ LayerT = TypeVar("LayerT", QuantConv2d, QuantLinear)
 
 
 def quantized_weight(layer: QuantLayer) -> Tensor:
-    """Return the weight that the layer computes with now: the float parameter itself, or its fake-quantized values."""
+    """Return the weight that the layer computes with now:
+    the float parameter itself, or its fake-quantized values.
+    """
     bits = layer.precision.weight_bits
     return layer.weight if bits is None else layer.weight_quantizer(layer.weight, bits)
 
 
 def _adopt(layer: LayerT, original: nn.Conv2d | nn.Linear, weight_quantizer: WeightQuantizer) -> LayerT:
-    layer.weight, layer.bias = original.weight, original.bias
+    for name, parameter in original.named_parameters(recurse=False):
+        setattr(layer, name, parameter)
     layer.weight_quantizer = weight_quantizer
     layer.precision, layer.scheduled = FLOAT, True
     return layer.train(original.training)

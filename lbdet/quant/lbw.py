@@ -1,6 +1,9 @@
-"""Which powers of two stand for a weight best? LBW: weights 2^s * Q, the least-squares problem solved exactly.
+"""Which powers of two stand for a weight best?
 
-`Q` is 0 or +-2^-k for k = 0 .. n-1, with `n = 2^(bits-2)` magnitudes; `s` is an integer, one a tensor or one a row.
+LBW: weights 2^s * Q, the least-squares problem solved exactly.
+
+`Q` is 0 or +-2^-k for k = 0 .. n-1, with `n = 2^(bits-2)` magnitudes;
+`s` is an integer, one a tensor or one a row.
 
     bits  n   levels at scale 1 (positive half)        symbols
     2     1   0                           1            3
@@ -9,27 +12,28 @@
     5     8   0  1/128 ...                1            17
     6     16  0  2^-15 ...                1            33
 
-One level an octave leaves a relative squared error of 3.8 % on Gaussian weights however many octaves there are: six
-bits buy nothing over five, and wider than six is refused.
+One level an octave leaves a relative squared error of 3.8 % on Gaussian weights however many octaves there
+are: six bits buy nothing over five, and wider than six is refused.
 
-The exact solver. For fixed s the best Q is the nearest level, so only s is searched. Going down from s to s-1, the top
-level 2^s disappears and a new lowest one, p = 2^(s-n), appears; all other levels are common to both. So the error
-changes by two sums of simple functions of |w|, a ramp (values that must now clip) and a tent (values near p):
+The exact solver. For fixed s the best Q is the nearest level, so only s is searched. Going down from
+s to s-1, the top level 2^s disappears and a new lowest one, p = 2^(s-n), appears; all other levels
+are common to both. So the error changes by two sums of simple functions of |w|, a ramp (values that
+must now clip) and a tent (values near p):
 
     E(s-1) - E(s) = 2^s * sum relu(|w| - 3/4 * 2^s)  -  2p * sum relu(p/2 - ||w| - p|)
 
-The search starts where nothing clips, s0 = log2 of the power of two nearest to max|w| (above it the first sum is
-0, so no larger s is better) or at 127, the largest s of a float32. It stops for a row when what further tents can
-still gain, at most N * p^2 / 4, cannot reach the best error any more. Every term of both sums is exact in float32
-and they are added in float64.
+The search starts where nothing clips, s0 = log2 of the power of two nearest to max|w| (above it the first sum
+is 0, so no larger s is better) or at 127, the largest s of a float32. It stops for a row when what further
+tents can still gain, at most N * p^2 / 4, cannot reach the best error any more. Every term of both sums is
+exact in float32 and they are added in float64.
 
 Reference:
-    Yin, Zhang, Qi, Xin 2016, "Quantization and training of low bit-width convolutional neural networks for object
-    detection" (LBW-Net), arXiv 1612.06052.
+    Yin, Zhang, Qi, Xin 2016, "Quantization and training of low bit-width convolutional neural networks for
+    object detection" (LBW-Net), arXiv 1612.06052.
 
 Differs from the paper:
-    "exact" solves the problem for every width; the paper has an exact formula for 2 bits (`ternary_by_sorting`) and a
-    semi-analytical rule above (`solver="semi"`).
+    "exact" solves the problem for every width; the paper has an exact formula for 2 bits
+    (`ternary_by_sorting`) and a semi-analytical rule above (`solver="semi"`).
 """
 
 from __future__ import annotations
@@ -139,8 +143,9 @@ def fake_quantize(
 def ternary_by_sorting(weight: Tensor) -> LBWTensor:
     """Solve the 2-bit problem for a whole tensor with the paper's formula, in O(N log N).
 
-    For each count k of nonzero weights the k largest are kept, and s = floor(log2(4 ||W_k||_1 / (3 k))); the k with
-    the least squared error wins. Slower than `quantize` and equal in error to it: its tests use this as an oracle.
+    For each count k of nonzero weights the k largest are kept, and s = floor(log2(4 ||W_k||_1 / (3 k)));
+    the k with the least squared error wins. Slower than `quantize` and equal in error to it: its tests use
+    this as an oracle.
     """
     magnitude, order = weight.flatten().double().abs().sort(descending=True)
     k = torch.arange(1, magnitude.numel() + 1, dtype=torch.float64, device=weight.device)
@@ -207,7 +212,8 @@ def _exact_exponent(magnitude: Tensor, n: int, max_s: Tensor) -> Tensor:
 def _semi_analytical(magnitude: Tensor, n: int, ratio: float, max_s: Tensor) -> tuple[Tensor, Tensor]:
     """Assign levels by the paper's rule with mu = ratio * max|W|, then the best s for them; the value and s.
 
-    |Q| is 0 below 2^(2-n) mu / 3, 2^(1-n) up to 2^(2-n) mu, 2^-t from 2^-t mu to 2^(1-t) mu, and 1 from mu on.
+    |Q| is 0 below 2^(2-n) mu / 3, 2^(1-n) up to 2^(2-n) mu, 2^-t from 2^-t mu to 2^(1-t) mu,
+    and 1 from mu on.
     """
     if not ratio > 0:
         raise ValueError(f"lbw: ratio must be positive, got {ratio}")

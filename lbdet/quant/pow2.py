@@ -1,7 +1,7 @@
 """Which power of two is nearest to a number? Exact arithmetic on the bits of a float32.
 
-Nearest is meant in arithmetic: the border between 2^k and 2^(k+1) is 1.5 * 2^k, not sqrt(2) * 2^k. No logarithm is
-taken, so no rounding of one can move a border.
+Nearest is meant in arithmetic: the border between 2^k and 2^(k+1) is 1.5 * 2^k, not sqrt(2) * 2^k. No
+logarithm is taken, so no rounding of one can move a border.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ _EXPONENT_MASK = 0x7F800000
 def nearest_pow2(magnitude: Tensor) -> Tensor:
     """Round positive numbers to the nearest power of two, ties upward.
 
-    Adding half a mantissa carries into the exponent exactly where the fraction is 1.5 or more; clearing the mantissa
-    leaves a power of two. Not for subnormal numbers: 0 stays 0, and those below 2^-126 become 0 or 2^-126.
+    Adding half a mantissa carries into the exponent exactly where the fraction is 1.5 or
+    more; clearing the mantissa leaves a power of two. Not for subnormal numbers: 0 stays 0,
+    and those below 2^-126 become 0 or 2^-126.
 
     Args:
         magnitude: float32, any shape, values in [0, 1.5 * 2^127).

@@ -19,5 +19,7 @@ def as_rows(weight: Tensor, granularity: str) -> Tensor:
 
 
 def per_row(scale: Tensor, ndim: int) -> Tensor:
-    """Shape a scale `[]` or `[C]` so that it broadcasts against a weight `[C, ...]` with `ndim` dimensions."""
+    """Shape a scale `[]` or `[C]` so that it broadcasts
+    against a weight `[C, ...]` with `ndim` dimensions.
+    """
     return scale if scale.ndim == 0 else scale.view(-1, *[1] * (ndim - 1))

@@ -29,7 +29,8 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
         A view of `quantized`: the same values bit for bit, no copy.
 
     Gradient:
-        dL/dvalue = dL/dquantized everywhere, inside and outside the clip range; nothing flows into `quantized`.
+        dL/dvalue = dL/dquantized everywhere, inside and outside the clip range;
+        nothing flows into `quantized`.
 
     Reference:
         Bengio, Leonard, Courville 2013, arXiv 1308.3432.

@@ -1,11 +1,14 @@
-"""Which equally spaced values stand for a weight? Symmetric uniform quantization, the range taken from the weights.
+"""Which equally spaced values stand for a weight?
+
+Symmetric uniform quantization, the range taken from the weights.
 
     bits  codes         levels at scale 1
     2     -1 .. 1       -1, 0, 1
     4     -7 .. 7       -7, ..., -1, 0, 1, ..., 7
     8     -127 .. 127   -127, ..., 127
 
-The scale is max|W| / (2^(bits-1) - 1), so the largest weight is a level and nothing clips; -2^(bits-1) is not used.
+The scale is max|W| / (2^(bits-1) - 1), so the largest weight is a level and nothing clips;
+-2^(bits-1) is not used.
 """
 
 from __future__ import annotations

@@ -100,6 +100,14 @@ def test_flip_and_colour_are_independent_and_each_has_its_probability(tmp_path):
     assert np.abs(correlation[~np.eye(3, dtype=bool)]).max() < 4 / np.sqrt(n)
 
 
+def test_a_transform_decides_alike_whatever_stands_before_it(tmp_path):
+    def flips(first) -> list[bool]:
+        augmentation = build_augmentation(saved(tmp_path, first, A.HorizontalFlip(p=0.5)))
+        return [run(augmentation, seed)[1][0, 0] != BOXES[0, 0] for seed in range(40)]
+
+    assert flips(A.NoOp()) == flips(A.GaussNoise(p=1.0)) == flips(A.InvertImg(p=0.3))
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_boxes_stay_on_their_objects(name):
     """The colour at a box's middle tells which object it is; hue moves by 18 degrees at most."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +156,21 @@ def test_a_damaged_image_is_told_by_name_at_its_batch(data, workers):
         next(batches)
     assert str(caught.value).startswith(f"{data.records[4].path}: must be a whole JPEG or PNG image, got ")
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who sent a signal")
+def test_a_worker_outlives_a_schedulers_sigterm_but_not_that_of_the_main_process(data):
+    before = set(multiprocessing.active_children())
+    batches = eval_batches(EvalSet(data), 1, workers=1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    worker.join(0.3)
+    assert worker.is_alive()
+    assert next(batches)[1] == [1]
+    worker.terminate()  # as Python does at exit, where it then waits without end
+    worker.join(10)
+    assert worker.exitcode == 0
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(data, train_set):

@@ -16,8 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from lbdet.classes import COCO90, VOC20
 from lbdet.errors import UserError
 from lbdet.models import MODELS, build_detector
-from lbdet.nn.batch_norm import set_training_mode
 from lbdet.models.detectors import BACKBONES, EPS_ZERO_FILE, absorb_zero_eps
+from lbdet.nn.batch_norm import set_training_mode
 
 CLASSES = ("circle", "square", "star", "cross")
 SSDLITE = "ssdlite320_mobilenet_v3_large"
