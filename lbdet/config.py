@@ -154,7 +154,7 @@ class TrainConfig(_Section):
     amp: bool = False
     workers: int = Field(default=1, ge=0)
     freeze_bn_after: float | None = Field(default=None, ge=0, lt=1)
-    """share of all steps after which batch norm keeps its statistics, whatever model.batch_norm says; null = never"""
+    """share of all steps after which batch norm keeps its statistics; null = as model.batch_norm says"""
     correct_bn: int = Field(default=0, ge=0)
     """training images on which batch norm is adapted to the error of the weights before training; 0 = not"""
     recalibrate_bn: int = Field(default=0, ge=0)

@@ -122,7 +122,7 @@ def _ssd() -> list[A.BasicTransform | A.BaseCompose]:
 
 
 def _ssdlite() -> list[A.BasicTransform | A.BaseCompose]:
-    """Crop around objects or anywhere, and flip; colours and scale stay: a light form of `_ssd` for fine-tuning."""
+    """Crop around objects or anywhere, and flip: a light form of `_ssd`, for fine-tuning."""
     crops = [
         A.NoOp(p=0.5),
         A.BBoxSafeRandomCrop(erosion_rate=0.0, p=0.2),

@@ -30,12 +30,10 @@ def finish(
     keep_float: Sequence[str],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Evaluate a trained model and write the run's results;
-    metrics.json, the mark of a finished run, comes last.
+    """Evaluate a trained model and write the run's results; metrics.json, the mark of the end, comes last.
 
     Args:
-        recalibrate_images: batch norm statistics are measured again on so many training images first;
-            0 = not.
+        recalibrate_images: as for `recalibrate`, which comes first.
         facts: what else belongs into metrics.json (precision, steps, seed).
 
     Returns:
@@ -56,18 +54,14 @@ def finish(
 
 
 def recalibrate(model: nn.Module, data: DetectionData, images: int) -> None:
-    """Measure batch norm's statistics again on `images` images spread over the data set, as they are;
-    0 = leave.
-    """
+    """Measure batch norm's statistics again on `images` images spread over the data set; 0 = leave them."""
     if images:
         seen = recalibrate_bn(model, calibration_batches(model, data, images))
         say(f"batch norm recalibrated on {seen} images")
 
 
 def correct(model: nn.Module, data: DetectionData, images: int) -> None:
-    """Shift batch norm's statistics by the error of the weights, measured on `images` images;
-    0 = leave them.
-    """
+    """Shift batch norm's statistics by the error of the weights, on `images` images; 0 = leave them."""
     if images:
         seen = correct_bn(model, partial(calibration_batches, model, data, images))
         say(f"batch norm corrected on {seen} images")
@@ -79,7 +73,7 @@ def calibration_batches(model: nn.Module, data: DetectionData, images: int) -> I
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """Return the result in one line, in percent."""
+    """Return the result in one line."""
     shown = [("VOC 11-point mAP", "voc07_map"), ("VOC area mAP", "voc_area_map"), ("COCO mAP", "coco_map")]
     parts = [f"{name} {'-' if metrics[key] is None else format(metrics[key], '.3f')}" for name, key in shown]
     return (

@@ -21,6 +21,7 @@ from lbdet.engine.evaluate import evaluate, first_images, to_model
 from lbdet.engine.optim import average_start, average_update, build_optimizer, lr_factor
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.tensorboard import scalars
 from lbdet.errors import NumericsError, UserError
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
 from lbdet.schedules import Schedule
@@ -64,9 +65,8 @@ class TrainSettings:
         steps = self.epochs * self.updates_per_epoch(images)
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
-
     def batch_norm_at(self, step: int, total: int) -> Literal["train", "frozen"]:
-        """Return batch norm's mode at a step; from `freeze_bn_after`, a share of all steps, on it is frozen."""
+        """Return batch norm's mode at a step: frozen from `freeze_bn_after`, a share of all steps, on."""
         late = self.freeze_bn_after is not None and step >= self.freeze_bn_after * total
         return "frozen" if late else self.batch_norm
 
@@ -89,8 +89,7 @@ def train(
     run: RunFolder,
     seed: int,
 ) -> int:
-    """Train `model` in place, from the run's checkpoint where there is one,
-    and leave it as it is to be evaluated.
+    """Train `model` in place, from the run's checkpoint where there is one, until it is to be evaluated.
 
     Returns:
         The number of optimizer updates that the whole training has.
@@ -119,7 +118,7 @@ def train(
         settings.workers,
     )
 
-    with _signals() as received:
+    with _signals() as received, scalars(run.path / "tensorboard", start) as show:
         for step in track(range(start, total), total - start, "train"):
             set_precision(model, schedule.plan(step, total, layers, {}).precision)
             set_training_mode(model, settings.batch_norm_at(step, total))
@@ -133,11 +132,15 @@ def train(
 
             done = step + 1
             if done % LOG_EVERY == 0 or done == total:
-                run.log({"step": done, "epoch": step // per_epoch, "lr": rate, **losses})
+                record = {"step": done, "epoch": step // per_epoch, "lr": rate, **losses}
+                run.log(record)
+                show(record)
             if done % per_epoch == 0:
                 say(f"epoch {done // per_epoch}: step {done}/{total}, loss {losses['loss']:.3f}")
                 if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
-                    run.log({"step": done} | _evaluate_on_the_way(model, average, val, score_classes))
+                    record = {"step": done} | _evaluate_on_the_way(model, average, val, score_classes)
+                    run.log(record)
+                    show(record)
             if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
                 _stop_if_weights_not_finite(model, done, run)
                 run.save_checkpoint(_state(model, optimizer, average, done, total))
