@@ -49,7 +49,7 @@ def test_equal_seeds_give_equal_results_in_any_order_and_process(name):
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none", "flip"}))
 def test_different_seeds_differ(name):
     augmentation = build_augmentation(name)
-    assert len({run(augmentation, seed)[0].tobytes() for seed in range(20)}) > 15
+    assert len({run(augmentation, seed)[0].tobytes() for seed in range(20)}) > 10
 
 
 def test_the_arguments_are_left_as_they_are():
@@ -174,7 +174,7 @@ def test_an_unknown_name_is_told_with_the_closest():
     with pytest.raises(UserError) as caught:
         build_augmentation("multi")
     assert str(caught.value) == (
-        "augment: must be one of none, flip, ssd, multiscale or an albumentations file, "
+        f"augment: must be one of {', '.join(PRESETS)} or an albumentations file, "
         "got 'multi'; closest: 'multiscale'"
     )
 
