@@ -72,6 +72,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
         raise UserError(f"--output: must be a file in a folder that exists, got {args.output!r}")
     config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
+    if args.run and args.correct_bn and config.schedule.target != FLOAT:
+        raise UserError(
+            f"--correct-bn: is for weights trained at float, got a run trained at {config.schedule.target}; "
+            "use --recalibrate-bn"
+        )
     val = first_images(
         read_data(config.data, [args.split] if args.split else config.data.val), config.eval.max_images
     )

@@ -72,6 +72,13 @@ def test_recalibration_changes_the_detections_and_not_the_run(measure, finished_
     assert (finished_run / "model.safetensors").read_bytes() == before
 
 
+def test_corrected_statistics_start_from_the_stored_ones_at_each_precision(measure, config):
+    one = measure("--config", config, "--precision", "W2", "W6", "--correct-bn", 8)
+    other = measure("--config", config, "--precision", "W6", "W2", "--correct-bn", 8)
+    assert one == other[::-1]
+    assert one[0]["correct_bn"] == 8
+
+
 def test_layers_with_a_width_of_their_own_keep_it_but_for_float(measure, config, finished_run):
     arguments = [
         "--config",
@@ -114,6 +121,10 @@ def test_another_split_has_other_images(measure, finished_run):
         ),
         (["--run", "{run}", "--precision", "4"], "precision must be 'float' or like W4, W4A8, got '4'"),
         (["--run", "{run}", "--set", "seed=1"], "--set: a run keeps its config, got 'seed=1'; use --config"),
+        (
+            ["--run", "{run}", "--correct-bn", "8"],
+            "--correct-bn: is for weights trained at float, got a run trained at W4; use --recalibrate-bn",
+        ),
         (["--run", "{run}", "--recalibrate-bn", "-3"], "--recalibrate-bn: must not be negative, got -3"),
         (
             ["--run", "{run}", "--output", "/nowhere/x.json"],

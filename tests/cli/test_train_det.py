@@ -400,6 +400,30 @@ def test_frozen_batch_norm_leaves_statistics_and_affine_parameters_alone(train, 
     assert not torch.equal(frozen["backbone.stem.0.weight"], before["backbone.stem.0.weight"])
 
 
+def test_batch_norm_frozen_late_keeps_its_statistics_and_trains_the_rest(train, tmp_path, finished_run):
+    weights = f"model.weights={finished_run / 'model.safetensors'}"
+    train(weights, "train.max_steps=0", output="before")
+    train(weights, "train.freeze_bn_after=0", output="at_once")
+    train(weights, "train.freeze_bn_after=0.5", "train.max_steps=2", output="late")
+    train(weights, "train.max_steps=2", output="never")
+    before, at_once, late, never = (
+        load_file(tmp_path / run / "model.safetensors") for run in ("before", "at_once", "late", "never")
+    )
+    mean, gamma = "backbone.stem.1.running_mean", "backbone.stem.1.weight"
+    assert torch.equal(at_once[mean], before[mean])
+    assert not torch.equal(at_once[gamma], before[gamma])
+    assert not torch.equal(late[mean], before[mean])
+    assert not torch.equal(late[mean], never[mean])
+
+
+def test_batch_norm_is_corrected_before_training(train, tmp_path):
+    train("train.max_steps=0", output="plain")
+    assert "batch norm corrected on 8 images" in train("train.max_steps=0", "train.correct_bn=8").out
+    plain, corrected = (load_file(tmp_path / run / "model.safetensors") for run in ("plain", "run"))
+    for key, value in plain.items():
+        assert torch.equal(value, corrected[key]) != key.endswith(("running_mean", "running_var")), key
+
+
 def test_evaluations_on_the_way_are_logged_and_change_nothing(train, tmp_path):
     steps = ["train.epochs=2", "train.max_steps=null", "train.ema=0.5"]
     train(*steps, output="plain")
