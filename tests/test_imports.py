@@ -1,4 +1,4 @@
-"""Imports point downwards (DESIGN 5): a part of lbdet uses only itself and parts of a lower layer."""
+"""Imports point downwards: a part of lbdet uses only itself and parts of a lower layer."""
 
 from __future__ import annotations
 

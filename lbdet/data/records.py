@@ -12,7 +12,7 @@ class ImageRecord:
     """One image and its objects, not yet decoded.
 
     Boxes are `(x1, y1, x2, y2)`, half-open, 0-based pixels of the image file
-    (DESIGN: VOC's xmin - 1, ymin - 1, xmax, ymax).
+    (VOC's xmin - 1, ymin - 1, xmax, ymax).
     """
 
     id: str
