@@ -64,6 +64,11 @@ class LBWTensor:
     """int32, `[]` (per tensor) or `[C]` (per channel): s"""
     bits: int
 
+    @property
+    def levels(self) -> Tensor:
+        """The sorted representable values at scale 1, float32 `[2 n + 1]`."""
+        return levels(self.bits)
+
     def dequantize(self) -> Tensor:
         """Return the float32 values +-2^(s-k) or 0, the weight's shape, a new tensor."""
         codes = self.codes.to(torch.int32)
