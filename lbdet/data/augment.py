@@ -132,13 +132,40 @@ def _ssdlite() -> list[A.BasicTransform | A.BaseCompose]:
     return [A.OneOf(crops, p=1.0), A.HorizontalFlip(p=0.5)]
 
 
-PRESETS: dict[str, Callable[[], list[A.BasicTransform | A.BaseCompose]]] = {
-    "none": lambda: [],
-    "flip": lambda: [A.HorizontalFlip(p=0.5)],
-    "ssd": _ssd,
-    "ssdlite": _ssdlite,
-    "multiscale": lambda: [Zoom(scale_range=(0.4, 2.0), p=1.0), A.HorizontalFlip(p=0.5)],
+def _cifar() -> list[A.BasicTransform | A.BaseCompose]:
+    """Pad by 4 pixels, crop the original size at random, flip: usual for CIFAR (arXiv 1512.03385, 4.2).
+
+    Padding and cropping are one shift by -4..4 pixels along each axis. What comes in is black (0), as with
+    torchvision's `RandomCrop(padding=4)`.
+    """
+    return [
+        A.Affine(translate_px={"x": (-4, 4), "y": (-4, 4)}, interpolation=cv2.INTER_NEAREST, fill=0, p=1.0),
+        A.HorizontalFlip(p=0.5),
+    ]
+
+
+def _imagenet(size: int) -> list[A.BasicTransform | A.BaseCompose]:
+    """Crop 8 to 100 % of the area with a ratio of 3/4 to 4/3, resize to `size` x `size`, flip.
+
+    The usual training of classifiers on ImageNet (arXiv 1409.4842, section 6). Interpolation is by area where
+    a side shrinks, else linear.
+    """
+    crop = A.RandomResizedCrop(
+        size=(size, size), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), area_for_downscale="image", p=1.0
+    )
+    return [crop, A.HorizontalFlip(p=0.5)]
+
+
+PRESETS: dict[str, Callable[[int], list[A.BasicTransform | A.BaseCompose]]] = {
+    "none": lambda _: [],
+    "flip": lambda _: [A.HorizontalFlip(p=0.5)],
+    "ssd": lambda _: _ssd(),
+    "ssdlite": lambda _: _ssdlite(),
+    "multiscale": lambda _: [Zoom(scale_range=(0.4, 2.0), p=1.0), A.HorizontalFlip(p=0.5)],
+    "cifar": lambda _: _cifar(),
+    "imagenet": _imagenet,
 }
+"""Name -> builder of the transforms from the side of the images that are made, where a preset sets it."""
 
 
 @dataclass(frozen=True)
@@ -188,16 +215,20 @@ class Augmentation:
         return made, rows[:, :4].astype(np.float32), rows[:, 4:].astype(np.int64).reshape(-1)
 
 
-def build_augmentation(name_or_path: str) -> Augmentation:
+def build_augmentation(name_or_path: str, image_size: int = 224) -> Augmentation:
     """Build a preset, or the pipeline in a file that `albumentations.save(..., data_format="yaml")` wrote.
 
     Of a file's `bbox_params` only the thresholds (`min_visibility`, `min_area`, ...) are used.
+
+    Args:
+        name_or_path: one of `PRESETS`, or the file.
+        image_size: side in pixels of the square images that `imagenet` makes; nothing else depends on it.
 
     Raises:
         UserError: for a name that is neither, and a file that is no pipeline of uint8 RGB images and boxes.
     """
     if name_or_path in PRESETS:
-        return _augmentation(name_or_path, PRESETS[name_or_path](), _BOX_RULES)
+        return _augmentation(name_or_path, PRESETS[name_or_path](image_size), _BOX_RULES)
     if not Path(name_or_path).is_file():
         raise UserError(
             f"augment: must be one of {', '.join(PRESETS)} or an albumentations file, "

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -27,6 +27,26 @@ from lbdet.data.records import DetectionData, ImageRecord
 from lbdet.errors import UserError
 
 Target = dict[str, Tensor]
+
+
+class TrainItems(Protocol):
+    """Augmented images and targets by `(epoch, index)`; an item depends on nothing else."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: tuple[int, int], /) -> tuple[Tensor, Target]:
+        """Return the image, uint8 `[3, H, W]`, and its target."""
+        ...
+
+
+class EvalItems(Protocol):
+    """Images as they are, each with its index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        """Return the image, uint8 `[3, H, W]`, and `index`."""
+        ...
 
 
 class TrainSet(Dataset[tuple[Tensor, Target]]):
@@ -90,7 +110,7 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
 
 
 def train_batches(
-    dataset: TrainSet, batch_size: int, seed: int, first_step: int, last_step: int, workers: int
+    dataset: TrainItems, batch_size: int, seed: int, first_step: int, last_step: int, workers: int
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """Yield the batches of the updates `first_step .. last_step - 1`, counted from 0 over all epochs.
 
@@ -106,7 +126,9 @@ def train_batches(
         yield list(images), list(targets)
 
 
-def eval_batches(dataset: EvalSet, batch_size: int, workers: int) -> Iterator[tuple[list[Tensor], list[int]]]:
+def eval_batches(
+    dataset: EvalItems, batch_size: int, workers: int
+) -> Iterator[tuple[list[Tensor], list[int]]]:
     """Yield images and their indices in order, the last batch shorter; guarantees as for `train_batches`."""
     n = len(dataset)
     batches = [list(range(k, min(k + batch_size, n))) for k in range(0, n, batch_size)]
@@ -139,7 +161,7 @@ class _Steps:
 class _Caught(Dataset[Any]):
     """Return a UserError as the item: DataLoader would raise it with a traceback for a message."""
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: TrainItems | EvalItems) -> None:
         self.dataset = dataset
 
     def __getitem__(self, key: Any) -> Any:
@@ -150,7 +172,7 @@ class _Caught(Dataset[Any]):
 
 
 def _load(
-    dataset: Dataset[Any], batches: Iterable[list[Any]], seed: int, workers: int
+    dataset: TrainItems | EvalItems, batches: Iterable[list[Any]], seed: int, workers: int
 ) -> Iterator[list[Any]]:
     loader = DataLoader(
         _Caught(dataset),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -36,3 +38,29 @@ class DetectionData:
     records: tuple[ImageRecord, ...]
     train_on_difficult: bool = True
     """VOC's difficult objects are trained on; COCO's crowd regions are not."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def take(self, indices: Sequence[int]) -> DetectionData:
+        """Return the data set with these images alone, in this order."""
+        return replace(self, records=tuple(self.records[i] for i in indices))
+
+
+class _Takable(Protocol):
+    def __len__(self) -> int: ...
+    def take(self: DataT, indices: Sequence[int]) -> DataT: ...
+
+
+DataT = TypeVar("DataT", bound=_Takable)
+
+
+def spread_images(data: DataT, count: int | None) -> DataT:
+    """Return `count` images at equal distances in the data set's order; None, or too many, gives all.
+
+    Not the first ones: some data sets are sorted by class.
+    """
+    n = len(data)
+    if count is None or count >= n:
+        return data
+    return data.take(np.linspace(0, n - 1, count).round().astype(int).tolist())

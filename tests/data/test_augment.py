@@ -219,3 +219,74 @@ def test_seeds_do_not_change_between_runs_or_depend_on_how_parts_are_joined():
     assert derive_seed("augment", 0, 1, 2) == 15701166389371904060
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed(1, 2) != derive_seed(1, 2, 0)
+
+
+def windows_of_padded(image: np.ndarray) -> dict[bytes, tuple[int, int, bool]]:
+    """Every crop of the image's size out of the image with a black border of 4 pixels, and its mirror."""
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
+    crops = {(y, x): padded[y : y + height, x : x + width] for y in range(9) for x in range(9)}
+    found = {crop.tobytes(): (*place, False) for place, crop in crops.items()}
+    return found | {crop[:, ::-1].tobytes(): (*place, True) for place, crop in crops.items()}
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (9, 14)])
+def test_cifar_gives_every_crop_of_the_padded_image_and_its_mirror_equally_often(shape):
+    image = np.random.default_rng(0).integers(1, 256, (*shape, 3), np.uint8)
+    augmentation, expected = build_augmentation("cifar"), windows_of_padded(image)
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    n = 2000
+    drawn = [expected[augmentation(image, *empty, seed)[0].tobytes()] for seed in range(n)]
+    assert len(set(drawn)) > 155  # of 162
+    y, x, mirrored = np.array(drawn, float).T
+    for shift in (y, x):
+        counts = np.bincount(shift.astype(int), minlength=9)
+        assert np.abs(counts - n / 9).max() < 4 * np.sqrt(n / 9)
+    assert np.abs(np.corrcoef([y, x, mirrored])[~np.eye(3, dtype=bool)]).max() < 4 / np.sqrt(n)
+    assert abs(mirrored.mean() - 0.5) < 2 / np.sqrt(n)
+
+
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("shape", [(64, 64), (50, 120), (1, 1), (300, 8)])
+def test_imagenet_gives_images_of_one_size_from_any(size, shape):
+    augmentation = build_augmentation("imagenet", image_size=size)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    for seed in range(10):
+        out = augmentation(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), seed)[0]
+        assert (out.shape, out.dtype) == ((size, size, 3), np.uint8)
+
+
+def test_imagenet_sees_8_to_100_percent_of_the_area_at_3_to_4_through_4_to_3():
+    """The slopes of a ramp in the result tell what part of the image it shows."""
+    y, x = np.mgrid[:200, :200].astype(np.uint8)
+    image = np.stack([x, y, np.zeros_like(x)], axis=2)
+    augmentation = build_augmentation("imagenet", image_size=64)
+    areas, ratios, mirrored = [], [], []
+    for seed in range(400):
+        out = augmentation(image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), seed)[0].astype(float)
+        width, height = (out[32, -5, 0] - out[32, 4, 0]) * 64 / 55, (out[-5, 32, 1] - out[4, 32, 1]) * 64 / 55
+        mirrored.append(width < 0)
+        areas.append(abs(width) * height / 200**2)
+        ratios.append(abs(width) / height)
+    assert 0.07 < min(areas) < 0.13
+    assert 0.9 < max(areas) < 1.03
+    assert 0.71 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.4
+    assert 0.4 < np.mean(mirrored) < 0.6
+
+
+def test_the_image_size_changes_imagenet_alone():
+    assert run(build_augmentation("imagenet"), 0)[0].shape == (224, 224, 3)
+    for name in sorted(set(PRESETS) - {"imagenet"}):
+        for left, right in zip(
+            run(build_augmentation(name), 1), run(build_augmentation(name, 64), 1), strict=True
+        ):
+            np.testing.assert_array_equal(left, right)
+
+
+def test_imagenet_averages_where_it_shrinks_and_does_not_sample_a_few_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    augmentation = build_augmentation("imagenet", image_size=16)
+    for seed in range(10):
+        out = augmentation(noise, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), seed)[0]
+        assert out.std() < 25  # at least 20 pixels are in one; of single ones it is 74
