@@ -25,7 +25,16 @@ from lbdet.convert import (
 )
 from lbdet.errors import UserError
 from lbdet.models import MODELS, build_detector
-from lbdet.nn import LbwWeight, QuantConv2d, QuantLinear, UniformWeight
+from lbdet.nn import (
+    ActivationQuantizer,
+    BinaryActivation,
+    LbwWeight,
+    QuantConv2d,
+    QuantLinear,
+    UniformActivation,
+    UniformWeight,
+    WeightQuantizer,
+)  # fmt: skip
 from lbdet.nn.batch_norm import recalibrate_bn
 from lbdet.precision import FLOAT, Precision
 
@@ -258,22 +267,48 @@ def test_set_precision_of_an_unknown_name_is_an_error(name: str, hint: str) -> N
 
 
 @pytest.mark.parametrize(
-    "quantizer, precision, text",
+    "quantizer, inputs, precision, text",
     [
-        (LbwWeight(), "W1A8", "x: format 'lbw' has no 1-bit weights, got W1A8; it has W2 to W6"),
-        (LbwWeight(), "W7", "x: format 'lbw' has no 7-bit weights, got W7; it has W2 to W6"),
-        (UniformWeight(), "W9", "x: format 'uniform' has no 9-bit weights, got W9; it has W2 to W8"),
-        (LbwWeight(), "W4A8", "x: activations stay float in this version, got W4A8; leave out the A"),
+        (
+            LbwWeight(),
+            UniformActivation(),
+            "W1A8",
+            "x: format 'lbw' has no 1-bit weights, got W1A8; it has W2 to W6",
+        ),
+        (
+            LbwWeight(),
+            UniformActivation(),
+            "W7",
+            "x: format 'lbw' has no 7-bit weights, got W7; it has W2 to W6",
+        ),
+        (
+            UniformWeight(),
+            UniformActivation(),
+            "W9",
+            "x: format 'uniform' has no 9-bit weights, got W9; it has W2 to W8",
+        ),
+        (
+            LbwWeight(),
+            UniformActivation(),
+            "W4A9",
+            "x: format 'uniform' has no 9-bit activations, got W4A9; it has A1 to A8",
+        ),
+        (
+            LbwWeight(),
+            BinaryActivation(),
+            "W4A2",
+            "x: format 'binary' has no 2-bit activations, got W4A2; it has A1",
+        ),
     ],
 )
 def test_a_width_that_the_format_does_not_have_is_refused(
-    quantizer: LbwWeight | UniformWeight, precision: str, text: str
+    quantizer: WeightQuantizer, inputs: ActivationQuantizer, precision: str, text: str
 ) -> None:
     with pytest.raises(UserError) as error:
-        check_width(quantizer, Precision.parse(precision), "x")
+        check_width(quantizer, inputs, Precision.parse(precision), "x")
     assert str(error.value) == text
-    check_width(quantizer, FLOAT, "x")
-    check_width(quantizer, Precision(6), "x")
+    check_width(quantizer, inputs, FLOAT, "x")
+    check_width(quantizer, inputs, Precision(6), "x")
 
 
 def test_a_refused_width_names_the_layer() -> None:
@@ -288,7 +323,9 @@ def test_a_refused_width_names_the_layer() -> None:
 def test_an_unknown_format_or_option_is_refused() -> None:
     with pytest.raises(UserError) as error:
         quantize_model(net(), weight=WeightFormat("lwb"))
-    assert str(error.value) == "format 'lwb' is unknown; formats: lbw, uniform"
+    assert str(error.value) == (
+        "format 'lwb' is unknown; formats of weights: lbw, uniform, dorefa, binary, learned_levels"
+    )
     with pytest.raises(UserError, match=r"format 'uniform': .*unexpected keyword argument 'solver'"):
         WeightFormat("uniform", {"solver": "exact"}).build()
 

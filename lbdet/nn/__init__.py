@@ -1,13 +1,45 @@
-"""Quantized layers, and the number formats of their weights by name."""
+"""Quantized layers, and the number formats of their weights and inputs by name."""
 
 from __future__ import annotations
 
-from lbdet.nn.formats import LbwWeight, Quantized, UniformWeight, WeightQuantizer
-from lbdet.nn.layers import QuantConv2d, QuantLayer, QuantLinear, quantized_weight
+from dataclasses import dataclass
 
-FORMATS: dict[str, type[WeightQuantizer]] = {"lbw": LbwWeight, "uniform": UniformWeight}
+from lbdet.nn.activations import (
+    ActivationQuantizer,
+    BinaryActivation,
+    DorefaActivation,
+    UniformActivation,
+)
+from lbdet.nn.layers import QuantConv2d, QuantLayer, QuantLinear, quantized_input, quantized_weight
+from lbdet.nn.weights import (
+    BinaryWeight,
+    DorefaWeight,
+    LbwWeight,
+    LearnedLevelsWeight,
+    Quantized,
+    UniformWeight,
+    WeightQuantizer,
+)
+
+
+@dataclass(frozen=True)
+class Format:
+    """The quantizers of a number format; None where it has none."""
+
+    weight: type[WeightQuantizer] | None
+    activation: type[ActivationQuantizer] | None
+
+
+FORMATS: dict[str, Format] = {
+    "lbw": Format(LbwWeight, None),
+    "uniform": Format(UniformWeight, UniformActivation),
+    "dorefa": Format(DorefaWeight, DorefaActivation),
+    "binary": Format(BinaryWeight, BinaryActivation),
+    "learned_levels": Format(LearnedLevelsWeight, None),
+}
 
 __all__ = [
-    "FORMATS", "LbwWeight", "QuantConv2d", "QuantLayer", "QuantLinear", "Quantized", "UniformWeight",
-    "WeightQuantizer", "quantized_weight",
+    "FORMATS", "ActivationQuantizer", "BinaryActivation", "BinaryWeight", "DorefaActivation", "DorefaWeight",
+    "Format", "LbwWeight", "LearnedLevelsWeight", "QuantConv2d", "QuantLayer", "QuantLinear", "Quantized",
+    "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input", "quantized_weight",
 ]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,6 +71,20 @@ def recalibrate_bn(model: nn.Module, batches: Iterable[Sequence[Tensor] | Tensor
         for module, training in modes:
             module.training = training
     return images
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norm normalise by the batch at hand, as in training, and keep its running statistics."""
+    layers = [layer for layer in _batch_norms(model) if layer.track_running_stats]
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = True, False
+        yield
+    finally:
+        for layer, training in zip(layers, modes, strict=True):
+            layer.training, layer.track_running_stats = training, True
 
 
 def statistics(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

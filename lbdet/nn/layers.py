@@ -1,4 +1,4 @@
-"""Layers that compute with quantized weights and train float ones.
+"""Layers that compute with quantized weights and inputs, and train float weights.
 
 `from_float` shares the original's parameters and overrides only `forward`: state dict keys stay
 torchvision's, and at full precision the output is the original's bit for bit.
@@ -12,56 +12,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbdet.nn.formats import WeightQuantizer
+from lbdet.nn.activations import ActivationQuantizer, UniformActivation
+from lbdet.nn.weights import WeightQuantizer
 from lbdet.precision import FLOAT, Precision
 
 
 class QuantConv2d(nn.Conv2d):
-    """`nn.Conv2d` whose weight is quantized to `precision.weight_bits` in the forward pass
-    (float at first).
+    """`nn.Conv2d` that quantizes its weight and its input to the widths in `precision` (float at first).
+
+    Padding is added to the quantized input, so it stays an exact zero.
     """
 
     weight_quantizer: WeightQuantizer
+    activation_quantizer: ActivationQuantizer
     precision: Precision
     scheduled: bool
     """whether a plan may change `precision`; an override with a width of its own says no"""
+    channel_dim = -3
+    """of the input"""
 
     @classmethod
-    def from_float(cls, conv: nn.Conv2d, weight_quantizer: WeightQuantizer) -> QuantConv2d:
-        """Wrap `conv`; its parameters are shared, not copied."""
+    def from_float(
+        cls,
+        conv: nn.Conv2d,
+        weight_quantizer: WeightQuantizer,
+        activation_quantizer: ActivationQuantizer | None = None,
+    ) -> QuantConv2d:
+        """Wrap `conv`; its parameters are shared, not copied. Inputs are uniform unless given otherwise."""
         shape: Any = conv  # torch declares 2-tuples where it stores tuples
         with torch.device("meta"):
             layer = cls(
                 conv.in_channels, conv.out_channels, shape.kernel_size, shape.stride, shape.padding,
                 shape.dilation, conv.groups, conv.bias is not None, conv.padding_mode,
             )  # fmt: skip
-        return _adopt(layer, conv, weight_quantizer)
+        return _adopt(layer, conv, weight_quantizer, activation_quantizer)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, quantized_weight(self), self.bias)
+        return self._conv_forward(quantized_input(self, input), quantized_weight(self), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, precision={self.precision}"
 
 
 class QuantLinear(nn.Linear):
-    """`nn.Linear` whose weight is quantized to `precision.weight_bits` in the forward pass
-    (float at first).
-    """
+    """`nn.Linear` that quantizes its weight and its input to the widths in `precision` (float at first)."""
 
     weight_quantizer: WeightQuantizer
+    activation_quantizer: ActivationQuantizer
     precision: Precision
     scheduled: bool
+    channel_dim = -1
 
     @classmethod
-    def from_float(cls, linear: nn.Linear, weight_quantizer: WeightQuantizer) -> QuantLinear:
-        """Wrap `linear`; its parameters are shared, not copied."""
+    def from_float(
+        cls,
+        linear: nn.Linear,
+        weight_quantizer: WeightQuantizer,
+        activation_quantizer: ActivationQuantizer | None = None,
+    ) -> QuantLinear:
+        """Wrap `linear`; its parameters are shared, not copied. Inputs are uniform unless given otherwise."""
         with torch.device("meta"):
             layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        return _adopt(layer, linear, weight_quantizer)
+        return _adopt(layer, linear, weight_quantizer, activation_quantizer)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, quantized_weight(self), self.bias)
+        return F.linear(quantized_input(self, input), quantized_weight(self), self.bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, precision={self.precision}"
@@ -79,9 +94,25 @@ def quantized_weight(layer: QuantLayer) -> Tensor:
     return layer.weight if bits is None else layer.weight_quantizer(layer.weight, bits)
 
 
-def _adopt(layer: LayerT, original: nn.Conv2d | nn.Linear, weight_quantizer: WeightQuantizer) -> LayerT:
+def quantized_input(layer: QuantLayer, input: Tensor) -> Tensor:
+    """Return the input that the layer computes with now: `input` itself, or its fake-quantized values.
+
+    Raises:
+        UserError: activations are to be quantized and were not calibrated.
+    """
+    bits = layer.precision.act_bits
+    return input if bits is None else layer.activation_quantizer(input, bits, layer.channel_dim)
+
+
+def _adopt(
+    layer: LayerT,
+    original: nn.Conv2d | nn.Linear,
+    weight_quantizer: WeightQuantizer,
+    activation_quantizer: ActivationQuantizer | None,
+) -> LayerT:
     for name, parameter in original.named_parameters(recurse=False):
         setattr(layer, name, parameter)
     layer.weight_quantizer = weight_quantizer
+    layer.activation_quantizer = activation_quantizer or UniformActivation()
     layer.precision, layer.scheduled = FLOAT, True
     return layer.train(original.training)

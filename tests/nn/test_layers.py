@@ -1,15 +1,34 @@
-"""Quantized layers: the original's twins at full precision, its quantized weight below."""
+"""Quantized layers: the original's twins at full precision, its quantized weight and input below."""
 
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lbdet.nn import LbwWeight, QuantConv2d, QuantLinear, UniformWeight, quantized_weight
+from lbdet.errors import UserError
+from lbdet.nn import (
+    ActivationQuantizer,
+    BinaryActivation,
+    BinaryWeight,
+    DorefaActivation,
+    DorefaWeight,
+    LbwWeight,
+    LearnedLevelsWeight,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    UniformActivation,
+    UniformWeight,
+    WeightQuantizer,
+    quantized_input,
+    quantized_weight,
+)
 from lbdet.precision import Precision
 from lbdet.quant import lbw
 
@@ -31,6 +50,39 @@ CONVS = {
 def conv(case: str) -> nn.Conv2d:
     torch.manual_seed(0)
     return nn.Conv2d(**({"in_channels": 4, "out_channels": 6, "kernel_size": 3} | CONVS[case]))
+
+
+PAIRS: dict[str, Callable[[], tuple[WeightQuantizer, ActivationQuantizer, int, int]]] = {
+    "lbw, uniform": lambda: (LbwWeight(), UniformActivation(), 3, 4),
+    "uniform, uniform": lambda: (UniformWeight(), UniformActivation(update="loss"), 4, 2),
+    "dorefa, PACT": lambda: (DorefaWeight(), DorefaActivation("learned"), 2, 4),
+    "binary, binary": lambda: (BinaryWeight(), BinaryActivation(), 1, 1),
+    "learned levels, dorefa": lambda: (LearnedLevelsWeight(), DorefaActivation(), 2, 2),
+}
+every_pair = pytest.mark.parametrize("pair", PAIRS)
+ORIGINALS: dict[str, Callable[[], nn.Conv2d | nn.Linear]] = {
+    "conv": lambda: conv("stride and padding"),
+    "linear": lambda: nn.Linear(11, 3),
+}
+every_kind = pytest.mark.parametrize("kind", ORIGINALS)
+
+
+def twin_of(
+    original: nn.Conv2d | nn.Linear, weight: WeightQuantizer, activation: ActivationQuantizer | None = None
+) -> QuantLayer:
+    if isinstance(original, nn.Conv2d):
+        return QuantConv2d.from_float(original, weight, activation)
+    return QuantLinear.from_float(original, weight, activation)
+
+
+def ready(original: nn.Conv2d | nn.Linear, pair: str) -> tuple[QuantLayer, int, int]:
+    """Return a twin that is float and could have the two widths that come with it."""
+    weight, activation, weight_bits, act_bits = PAIRS[pair]()
+    weight.start(original.weight, weight_bits)
+    activation.prepare(act_bits, original.weight.device)
+    if activation.objective is not None:
+        activation.set_range(act_bits, 0.1, 0 if activation.clips_negative else -1)
+    return twin_of(original, weight, activation), weight_bits, act_bits
 
 
 def images(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,21 +112,95 @@ def test_a_quantized_convolution_is_the_original_with_quantized_weights(case: st
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_linear_layer_follows_the_same_rules(bias: bool) -> None:
     torch.manual_seed(0)
-    original = nn.Linear(5, 3, bias=bias)
-    twin = QuantLinear.from_float(original, UniformWeight())
+    original, quantizer = nn.Linear(5, 3, bias=bias), UniformWeight()
+    quantizer.start(original.weight, 4)
+    twin = QuantLinear.from_float(original, quantizer)
     x = torch.randn(7, 5)
     assert torch.equal(twin(x), original(x))
     twin.precision = Precision(4)
-    assert torch.equal(twin(x), F.linear(x, UniformWeight()(original.weight, 4), original.bias))
+    assert torch.equal(twin(x), F.linear(x, quantizer(original.weight, 4), original.bias))
+
+
+@every_kind
+@every_pair
+def test_at_full_precision_neither_quantizer_changes_a_bit(pair: str, kind: str) -> None:
+    torch.manual_seed(0)
+    original = ORIGINALS[kind]()
+    twin, *_ = ready(original, pair)
+    for training in (False, True):
+        assert torch.equal(twin.train(training)(images()), original(images()))
+    assert twin.activation_quantizer.pop_penalty() is None
+    assert quantized_input(twin, x := images()) is x
+
+
+@every_kind
+@every_pair
+def test_weights_inputs_or_both_are_quantized_as_the_precision_says(pair: str, kind: str) -> None:
+    torch.manual_seed(0)
+    original = ORIGINALS[kind]()
+    twin, weight_bits, act_bits = ready(original, pair)
+    weight = twin.weight_quantizer(original.weight, weight_bits)
+    x = twin.activation_quantizer(images(), act_bits, twin.channel_dim)
+    rounded = copy.deepcopy(original)
+    rounded.weight.data = weight.detach()
+    outputs = [original(images())]
+    for precision, expected in (
+        (Precision(weight_bits, None), rounded(images())),
+        (Precision(None, act_bits), original(x)),
+        (Precision(weight_bits, act_bits), rounded(x)),
+    ):
+        twin.precision = precision
+        outputs.append(twin(images()))
+        assert torch.equal(outputs[-1], expected)
+        assert torch.equal(
+            quantized_weight(twin), original.weight if precision.weight_bits is None else weight
+        )
+        assert torch.equal(quantized_input(twin, images()), images() if precision.act_bits is None else x)
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(outputs, 2))
+
+
+@every_kind
+def test_the_layer_tells_its_quantizer_where_the_channels_are(kind: str) -> None:
+    class Spy(BinaryActivation):
+        def forward(self, x: Tensor, bits: int, dim: int) -> Tensor:
+            seen.append((tuple(x.shape), bits, x.shape[dim]))
+            return super().forward(x, bits, dim)
+
+    seen: list[tuple[tuple[int, ...], int, int]] = []
+    twin = twin_of(ORIGINALS[kind](), LbwWeight(), Spy())
+    twin.precision = Precision(None, 1)
+    twin(images())
+    twin(images()[0])
+    channels = 4 if kind == "conv" else 11
+    assert seen == [((2, 4, 9, 11), 1, channels), ((4, 9, 11), 1, channels)]
+
+
+def test_inputs_are_uniform_unless_given_otherwise_and_need_calibration() -> None:
+    twins = [QuantLinear.from_float(nn.Linear(2, 2), LbwWeight()) for _ in range(2)]
+    assert [type(twin.activation_quantizer) for twin in twins] == [UniformActivation, UniformActivation]
+    assert twins[0].activation_quantizer is not twins[1].activation_quantizer
+    twins[0].activation_quantizer.prepare(8, torch.device("cpu"))
+    twins[0].precision = Precision(None, 8)
+    with pytest.raises(UserError, match="8-bit activations are not calibrated"):
+        twins[0](torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("original", [nn.Conv2d(2, 3, 3), nn.Linear(2, 3), nn.Conv2d(2, 3, 1, bias=False)])
 def test_parameters_are_shared_and_the_state_dict_keeps_its_keys(original: nn.Conv2d | nn.Linear) -> None:
-    kind = QuantConv2d if isinstance(original, nn.Conv2d) else QuantLinear
-    twin = kind.from_float(original, LbwWeight())
+    twin = twin_of(original, LbwWeight())
     assert twin.weight is original.weight
     assert twin.bias is original.bias
     assert list(twin.state_dict()) == list(original.state_dict())
+
+
+@every_pair
+def test_the_keys_of_quantizers_are_added_to_those_of_the_original(pair: str) -> None:
+    original = conv("plain")
+    twin, *_ = ready(original, pair)
+    keys = {key for key in twin.state_dict() if "_quantizer." not in key}
+    own = {*twin.weight_quantizer.state_dict(), *twin.activation_quantizer.state_dict()}
+    assert keys == original.state_dict().keys()
+    assert {key.partition("_quantizer.")[2] for key in twin.state_dict()} - {""} == own
 
 
 def test_a_frozen_weight_stays_frozen_and_a_mode_stays_the_mode() -> None:
@@ -83,6 +209,7 @@ def test_a_frozen_weight_stays_frozen_and_a_mode_stays_the_mode() -> None:
     twin = QuantConv2d.from_float(original, LbwWeight())
     assert not twin.training
     assert not twin.weight_quantizer.training
+    assert not twin.activation_quantizer.training
     assert not twin.weight.requires_grad
     assert twin.bias is not None
     assert twin.bias.requires_grad
@@ -114,7 +241,26 @@ def test_training_moves_the_float_weight_by_the_gradient_at_the_quantized_one() 
     rounded(images()).square().sum().backward()
     assert torch.equal(twin.weight, original.weight)
     assert twin.weight.grad is not None
+    assert rounded.weight.grad is not None
     assert torch.equal(twin.weight.grad, rounded.weight.grad)
+
+
+@every_kind
+@every_pair
+def test_the_gradient_reaches_weight_bias_input_and_the_parameters_of_both_quantizers(
+    pair: str, kind: str
+) -> None:
+    torch.manual_seed(0)
+    twin, weight_bits, act_bits = ready(ORIGINALS[kind](), pair)
+    twin.precision = Precision(weight_bits, act_bits)
+    x = images().requires_grad_()
+    loss = twin(x).square().sum()
+    penalty = twin.activation_quantizer.pop_penalty()
+    (loss if penalty is None else loss + penalty).backward()
+    for tensor in (x, *twin.parameters()):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any()
 
 
 def test_a_copy_has_its_own_weight_and_the_same_precision() -> None:
@@ -124,3 +270,5 @@ def test_a_copy_has_its_own_weight_and_the_same_precision() -> None:
     assert copied.precision == twin.precision
     assert torch.equal(copied(images()), twin(images()))
     assert copied.weight is not twin.weight
+    assert copied.weight_quantizer is not twin.weight_quantizer
+    assert copied.activation_quantizer is not twin.activation_quantizer

@@ -1,0 +1,110 @@
+"""The quantized layers of a live model: find them, change their widths, keep their parameters in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lbdet.errors import UserError, closest
+from lbdet.nn import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
+from lbdet.precision import FLOAT, Precision
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantLayer]:
+    """Return the quantized layers by name, whatever their width is now."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (QuantConv2d, QuantLinear))}
+
+
+def scheduled_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers whose width a plan sets; the others have one of their own."""
+    return [name for name, layer in quantized_layers(model).items() if layer.scheduled]
+
+
+def set_precision(model: nn.Module, precision: Mapping[str, Precision]) -> None:
+    """Change the widths of a live model; layers that are not named keep theirs.
+
+    A width that a layer sees for the first time gets its parameters now (a scale from the weights; the range
+    of activations must be calibrated): an optimizer made before does not know them.
+
+    Raises:
+        UserError: a name that is no quantized layer, or a width that a format does not have; nothing is
+            changed then.
+    """
+    layers = quantized_layers(model)
+    changed = {}
+    for name, wanted in precision.items():
+        if name not in layers:
+            raise UserError(f"set_precision: {name!r} is no quantized layer{closest(name, layers)}")
+        layer = layers[name]
+        if layer.precision != wanted:
+            check_width(layer.weight_quantizer, layer.activation_quantizer, wanted, name)
+            changed[name] = wanted
+    for name, wanted in changed.items():
+        _prepare(layers[name], wanted)
+        layers[name].precision = wanted
+
+
+def set_scheduled_precision(model: nn.Module, precision: Precision | str) -> None:
+    """Give all scheduled layers one width; those with a width of their own keep it."""
+    wanted = Precision.parse(precision) if isinstance(precision, str) else precision
+    set_precision(model, dict.fromkeys(scheduled_layers(model), wanted))
+
+
+def set_float(model: nn.Module) -> None:
+    """Give every quantized layer float32 weights and inputs, those with a width of their own too:
+    the float model again.
+    """
+    set_precision(model, dict.fromkeys(quantized_layers(model), FLOAT))
+
+
+def start_weights(model: nn.Module) -> None:
+    """Set the parameters of every weight quantizer anew, from the weights as they are, at present widths."""
+    for layer in quantized_layers(model).values():
+        if layer.precision.weight_bits is not None:
+            layer.weight_quantizer.start(layer.weight, layer.precision.weight_bits)
+
+
+def settle(model: nn.Module) -> None:
+    """Put learned levels in order and latent weights near them; call it after each update of an optimizer."""
+    for layer in quantized_layers(model).values():
+        if layer.precision.weight_bits is not None:
+            layer.weight_quantizer.settle(layer.weight, layer.precision.weight_bits)
+
+
+def quantization_losses(model: nn.Module) -> dict[str, Tensor]:
+    """Return the extra loss of activation ranges that the last forward pass left, `{}` where there is none.
+
+    It is the mean over layers of the objective, `[]`, and trains nothing but ranges.
+    """
+    penalties = [layer.activation_quantizer.pop_penalty() for layer in quantized_layers(model).values()]
+    found = [penalty for penalty in penalties if penalty is not None]
+    return {"quantization": sum(found, found[0].new_zeros(())) / len(found)} if found else {}
+
+
+def check_width(
+    weight: WeightQuantizer, activation: ActivationQuantizer, precision: Precision, where: str
+) -> None:
+    """Refuse a precision that a format cannot do.
+
+    Raises:
+        UserError: naming `where`, the format and its widths.
+    """
+    for quantizer, bits, kind in (
+        (weight, precision.weight_bits, "weights"),
+        (activation, precision.act_bits, "activations"),
+    ):
+        letter, widths = kind[0].upper(), quantizer.widths
+        if bits is not None and bits not in widths:
+            first, last = f"{letter}{widths[0]}", f"{letter}{widths[-1]}"
+            raise UserError(
+                f"{where}: format {quantizer.format!r} has no {bits}-bit {kind}, got {precision}; "
+                f"it has {first}" + ("" if first == last else f" to {last}")
+            )
+
+
+def _prepare(layer: QuantLayer, precision: Precision) -> None:
+    if precision.weight_bits is not None and not layer.weight_quantizer.started(precision.weight_bits):
+        layer.weight_quantizer.start(layer.weight, precision.weight_bits)
+    if precision.act_bits is not None:
+        layer.activation_quantizer.prepare(precision.act_bits, layer.weight.device)
