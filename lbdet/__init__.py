@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lbdet import metrics as metrics
+    from lbdet.convert import ActivationFormat as ActivationFormat
     from lbdet.convert import Override as Override
     from lbdet.convert import WeightFormat as WeightFormat
+    from lbdet.convert import calibrate_activations as calibrate_activations
     from lbdet.convert import coverage as coverage
     from lbdet.convert import quantize_model as quantize_model
     from lbdet.convert import set_precision as set_precision
@@ -23,9 +25,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ActivationFormat": "lbdet.convert",
     "Override": "lbdet.convert",
     "Precision": "lbdet.precision",
     "WeightFormat": "lbdet.convert",
+    "calibrate_activations": "lbdet.convert",
     "coverage": "lbdet.convert",
     "quantize_model": "lbdet.convert",
     "recalibrate_bn": "lbdet.nn.batch_norm",

@@ -6,6 +6,7 @@ What can be wrong with a config is found here, before anything is written or tra
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,26 +15,31 @@ from torch import nn
 from torchvision.models.detection.ssd import SSD
 
 from lbdet.classes import CLASS_LISTS
-from lbdet.config import Config, DataConfig, ScheduleConfig, load_config, weight_format
-from lbdet.convert import LayerCoverage, Override, quantize_model, scheduled_layers, set_precision
-from lbdet.data import DATASETS
+from lbdet.config import Config, DataConfig, ScheduleConfig, activation_format, load_config, weight_format
+from lbdet.convert import LayerCoverage, Override, quantize_model, set_float, set_scheduled_precision
+from lbdet.data import DATASETS, LABELLED_DATASETS
 from lbdet.data.augment import build_augmentation
+from lbdet.data.classification import CIFAR, read_cifar
 from lbdet.data.coco import read_coco
+from lbdet.data.labelled import LabelledData, LabelledTrainSet
 from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.data.voc import download_voc, read_voc
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.task import ClassificationTask, DetectionTask, Task
 from lbdet.engine.train import TrainSettings
 from lbdet.errors import UserError, closest
-from lbdet.models import build_detector
+from lbdet.guidance import GUIDANCE, Guidance
+from lbdet.models import MODELS, build_detector
+from lbdet.models.classifiers import CLASSIFIERS, build_classifier
 from lbdet.models.weights import load_into, load_weights
 from lbdet.schedules import SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
 class Built:
-    """A detector ready to train or evaluate, as a config or a run describes it."""
+    """A detector or classifier ready to train or evaluate, as a config or a run describes it."""
 
     config: Config
     model: nn.Module
@@ -80,17 +86,21 @@ def _lines(path: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData:
+def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData | LabelledData:
     """Read some splits of a config's data set.
 
     Raises:
         UserError: an unknown data set, or whatever is wrong with its files.
     """
+    if config.name in LABELLED_DATASETS:
+        return _read_labelled(config, splits)
     if config.name not in DATASETS:
+        names = [*DATASETS, *LABELLED_DATASETS]
         raise UserError(
-            f"data.name: must be one of {', '.join(DATASETS)}, "
-            f"got {config.name!r}{closest(config.name, DATASETS)}"
+            f"data.name: must be one of {', '.join(names)}, got {config.name!r}{closest(config.name, names)}"
         )
+    if config.classes is None:
+        raise UserError(f"data.classes: must be given for {config.name!r}, got null; voc20, coco80 or a list")
     classes = named_classes(config.classes, "data.classes")
     for name in config.score_classes or ():
         if name not in classes:
@@ -109,30 +119,90 @@ def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData:
     return read_voc(config.root, splits, classes, config.other_classes)
 
 
+def _read_labelled(config: DataConfig, splits: Sequence[str]) -> LabelledData:
+    if len(splits) != 1:
+        raise UserError(f"data: {config.name!r} reads one split at a time, got {list(splits)}; name one")
+    if config.score_classes is not None:
+        raise UserError(f"data.score_classes: is for detection, got it with {config.name!r}; leave it out")
+    classes = named_classes(config.classes, "data.classes") if config.classes else None
+    data = LABELLED_DATASETS[config.name](config.root, splits[0], classes)
+    if classes not in (None, data.classes):
+        raise UserError(
+            f"data.classes: must be those of the data set or null, got {config.classes!r:.40} for "
+            f"{', '.join(data.classes):.40}"
+        )
+    return data
+
+
 def download(config: DataConfig) -> None:
-    """Fetch the years of PASCAL VOC that a config's splits name into `data.root`, MD5 checked.
+    """Fetch a data set into `data.root`, MD5 checked: CIFAR, or the years of PASCAL VOC that the splits name.
 
     Raises:
-        UserError: another data set, splits without a year, or a failing network.
+        UserError: another data set, VOC's splits without a year, or a failing network.
     """
+    if config.name in CIFAR:
+        read_cifar(config.root, config.name, "train", download=True)
+        return
     years = {split.partition(":")[0] for split in (*config.train, *config.val) if ":" in split}
     if config.name != "voc" or not years:
         raise UserError(
-            f"--download: is for PASCAL VOC's year:split, got data {config.name!r}, {config.train}"
+            f"--download: is for CIFAR and PASCAL VOC's year:split, got data {config.name!r}, {config.train}"
         )
     for year in sorted(years):
         download_voc(config.root, year)
 
 
-def build_train_set(config: Config) -> TrainSet:
+def is_classification(config: Config) -> bool:
+    """Return whether a config is for a classifier.
+
+    Raises:
+        UserError: an unknown model; a classifier with a data set for detection, or the other way round.
+    """
+    models, name = [*MODELS, *CLASSIFIERS], config.model.name
+    if name not in models:
+        raise UserError(
+            f"model.name: must be one of {', '.join(models)}, got {name!r}{closest(name, models)}"
+        )
+    classifier, labelled = name in CLASSIFIERS, config.data.name in LABELLED_DATASETS
+    if classifier != labelled and config.data.name in (*DATASETS, *LABELLED_DATASETS):
+        kind, names = ("classifier", LABELLED_DATASETS) if classifier else ("detector", DATASETS)
+        raise UserError(
+            f"data.name: a {kind} needs one of {', '.join(names)}, got {config.data.name!r} for {name!r}"
+        )
+    return classifier
+
+
+def check_kind(config: Config, classification: bool) -> None:
+    """Refuse a detector's config in a tool for classifiers, and the other way round.
+
+    Raises:
+        UserError: naming the other tool.
+    """
+    if is_classification(config) != classification:
+        kind, other = ("detector", "*_det.py") if classification else ("classifier", "*_cls.py")
+        raise UserError(f"model.name: {config.model.name!r} is a {kind}; use the tools {other}")
+
+
+def build_task(config: Config) -> Task:
+    """Return what the training loop needs to know of the kind of model."""
+    if is_classification(config):
+        return ClassificationTask(config.model.image_size)
+    return DetectionTask(config.data.score_classes)
+
+
+def build_train_set(config: Config) -> TrainSet | LabelledTrainSet:
     """Read the training split and its augmentation.
 
     Raises:
         UserError: as `read_data`; no image; an unusable augmentation.
     """
     data = read_data(config.data, config.data.train)
-    if not data.records:
+    if not len(data):
         raise UserError(f"data.train: must hold images, got none in {config.data.train}")
+    if isinstance(data, LabelledData):
+        size = config.model.image_size
+        augmentation = build_augmentation(config.data.augment, *(() if size is None else (size,)))
+        return LabelledTrainSet(data, augmentation, config.seed)
     return TrainSet(data, build_augmentation(config.data.augment), config.seed)
 
 
@@ -160,27 +230,24 @@ def build_schedule(config: ScheduleConfig) -> Schedule:
     return SCHEDULES[config.name](config.target)
 
 
-def build(config: Config) -> Built:
-    """Build the float detector with its weights, quantize it and put it on the device, at its last precision.
+def build(config: Config, classes: Sequence[str] | None = None) -> Built:
+    """Build the float model with its weights, quantize it and put it on the device, at its last precision.
 
     The weights that no file gives are random by the config's seed.
+
+    Args:
+        classes: those of the data set, where the config leaves them to it.
     """
-    classes = named_classes(config.data.classes, "data.classes")
-    from_classes = config.model.weights_classes
+    if config.data.classes is not None:
+        classes = named_classes(config.data.classes, "data.classes")
+    assert classes is not None
     torch.manual_seed(config.seed)
-    model = build_detector(
-        config.model.name,
-        classes,
-        config.model.weights,
-        config.model.weights_backbone,
-        weights_classes=named_classes(from_classes, "model.weights_classes") if from_classes else None,
-        image_size=config.model.image_size,
-    )
-    return _quantized(config, model, classes)
+    model = _float_model(config, classes, config.model.weights, config.model.weights_backbone)
+    return _quantized(config, model, tuple(classes))
 
 
 def load_run(path: str | Path) -> Built:
-    """Build the detector that a run left.
+    """Build the model that a run left.
 
     Raises:
         UserError: no run, an unfinished one, or weights of another model.
@@ -198,10 +265,57 @@ def load_run(path: str | Path) -> Built:
         raise UserError(
             f"{run.model}: must name its classes as a run's model does, got none; train the run again"
         )
-    model = build_detector(config.model.name, weights.classes, image_size=config.model.image_size)
-    built = _quantized(config, model, weights.classes)
+    built = _quantized(config, _float_model(config, weights.classes, None, None), weights.classes)
     load_into(built.model, weights)
     return built
+
+
+def _float_model(
+    config: Config, classes: Sequence[str], weights: str | None, weights_backbone: str | None
+) -> nn.Module:
+    model = config.model
+    named = model.weights_classes
+    from_classes = named_classes(named, "model.weights_classes") if named else None
+    if not is_classification(config):
+        return build_detector(
+            model.name, classes, weights, weights_backbone,
+            weights_classes=from_classes, image_size=model.image_size,
+        )  # fmt: skip
+    if weights_backbone is not None:
+        raise UserError(f"model.weights_backbone: is for detectors, got {weights_backbone!r}; use weights")
+    return build_classifier(model.name, classes, weights, weights_classes=from_classes)
+
+
+def build_guidance(config: Config, student: Built) -> Guidance | None:
+    """Make the teacher of a config and let it watch the student, which must have its first weights still.
+
+    Raises:
+        UserError: a teacher that is no run or weights of the student's architecture and classes.
+    """
+    guidance = config.guidance
+    if guidance is None:
+        return None
+    return GUIDANCE[guidance.name](
+        student.model, _teacher(config, guidance.teacher, student),
+        logits=guidance.logits, boxes=guidance.boxes, temperature=guidance.temperature,
+    )  # fmt: skip
+
+
+def _teacher(config: Config, source: str, student: Built) -> nn.Module:
+    if source == "float":
+        teacher = deepcopy(student.model)
+    elif Path(source).is_dir():
+        run = load_run(source)
+        if (run.config.model.name, run.classes) != (config.model.name, student.classes):
+            raise UserError(
+                f"guidance.teacher: must be a {config.model.name} of the same classes, got {source} "
+                f"with a {run.config.model.name} of {len(run.classes)}"
+            )
+        teacher = run.model
+    else:
+        teacher = _float_model(config, student.classes, source, None).to(device())
+    set_float(teacher)
+    return teacher
 
 
 def build_settings(config: Config) -> TrainSettings:
@@ -216,13 +330,22 @@ def build_settings(config: Config) -> TrainSettings:
 def _quantized(config: Config, model: nn.Module, classes: tuple[str, ...]) -> Built:
     schedule = build_schedule(config.schedule)
     overrides = [
-        Override(pattern, o.precision, weight_format(o.weight) if o.weight else None)
+        Override(
+            pattern,
+            o.precision,
+            weight_format(o.weight) if o.weight else None,
+            activation_format(o.activation) if o.activation else None,
+        )
         for pattern, o in config.quantizer.overrides.items()
     ]
-    weight, target = weight_format(config.quantizer.weight), config.schedule.target
+    quantizer = config.quantizer
+    weight, activation = weight_format(quantizer.weight), activation_format(quantizer.activation)
+    target = config.schedule.target
     try:
-        model, coverage = quantize_model(model, target, weight, overrides, config.quantizer.keep_float)
+        model, coverage = quantize_model(model, target, weight, activation, overrides, quantizer.keep_float)
     except UserError as error:
         raise UserError(f"quantizer: {error}") from None
-    set_precision(model, schedule.plan(0, 1, scheduled_layers(model), {}).precision)
+    for precision in schedule.precisions():
+        set_scheduled_precision(model, precision)
+    set_scheduled_precision(model, target)
     return Built(config, model.to(device()), coverage, classes)

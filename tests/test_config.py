@@ -102,14 +102,16 @@ quantizer: {overrides: {"head.*": {precison: W8, weight: {format: lbw, solvr: se
         "train.lr: must be greater than 0, got 0",
         "train.optimiser: unknown key; closest: 'optimizer'",
         "train.batch_size: must be a whole number, got 1.5",
-        "train.amp: must be a valid boolean, unable to interpret input, got 7",
+        "train.amp: must be true or false, got 7",
         "quantizer.overrides.head.*.precison: unknown key; closest: 'precision'",
         "quantizer.overrides.head.*.weight.solvr: unknown key; closest: 'solver'",
     }
 
 
 MISTAKES = {
-    "guidance=null": "guidance: unknown key; keys here: model, data, quantizer, schedule, train, eval, seed",
+    "guidance={}":
+        "guidance: a term must have a weight, got logits 0 and boxes 0; give logits: 1 or boxes: 1",
+    "guidance={logit: 1}": "guidance.logit: unknown key; closest: 'logits'",
     "train.epochs=abc": "train.epochs: must be a whole number, got 'abc'",
     "train.lr=.nan": "train.lr: must be a finite number, got nan",
     "train.lr=.inf": "train.lr: must be a finite number, got inf",
@@ -128,18 +130,29 @@ MISTAKES = {
         "schedule.target: precision must be 'float' or like W4, W4A8, got 'w4'; write for instance W4",
     "schedule.target=W1": "schedule.target: format 'lbw' has no 1-bit weights, got W1; it has W2 to W6",
     "schedule.target=W7": "schedule.target: format 'lbw' has no 7-bit weights, got W7; it has W2 to W6",
-    "schedule.target=W4A8":
-        "schedule.target: activations stay float in this version, got W4A8; leave out the A",
+    "schedule.target=W4A9":
+        "schedule.target: format 'uniform' has no 9-bit activations, got W4A9; it has A1 to A8",
     "quantizer.overrides={a: {precision: W8}}":
         "quantizer.overrides.a: format 'lbw' has no 8-bit weights, got W8; it has W2 to W6",
     "quantizer.overrides=[a]": "quantizer.overrides: must be a mapping of keys, got ['a']",
     "quantizer.weight.solver=exact":
         "quantizer.weight: ratio is for solver 'semi', got solver 'exact'; leave it out",
     "quantizer.weight.format=unifrom":
-        "quantizer.weight.format: must be one of 'lbw', 'uniform', got 'unifrom'",
-    "quantizer.weight={solver: semi}": "quantizer.weight.format: must be one of 'lbw', 'uniform', got None",
+        "quantizer.weight.format: must be one of 'lbw', 'uniform', 'dorefa', 'binary', 'learned_levels', "
+        "got 'unifrom'",
+    "quantizer.activation.format=lbw":
+        "quantizer.activation.format: must be one of 'uniform', 'dorefa', 'binary', got 'lbw'",
+    "quantizer.activation={format: uniform, objectiv: mse}":
+        "quantizer.activation.objectiv: unknown key; closest: 'objective'",
+    "quantizer.activation={format: dorefa, clip: -1}":
+        "quantizer.activation.clip: must be positive or 'learned', got -1",
+    "quantizer.weight={format: uniform, scale: max, symmetric: false}":
+        "format 'uniform': scale 'max' is symmetric, got symmetric: false; use scale 'learned'",
+    "quantizer.weight={solver: semi}":
+        "quantizer.weight.format: must be one of 'lbw', 'uniform', 'dorefa', 'binary', 'learned_levels', "
+        "got None",
     "quantizer.weight=null": "quantizer.weight: must be a mapping of keys, got None",
-    "1=2": "1: unknown key; keys here: model, data, quantizer, schedule, train, eval, seed",
+    "1=2": "1: unknown key; keys here: model, data, quantizer, schedule, guidance, train, eval, seed",
 }  # fmt: skip
 
 
@@ -230,11 +243,15 @@ def test_a_setting_whose_value_is_not_yaml_is_told(load, value):
 
 def test_a_format_set_by_name_drops_the_keys_of_the_one_it_replaces(load):
     uniform = load(TEXT, "quantizer.weight.format=uniform")
-    assert weight_format(uniform.quantizer.weight).options == {"granularity": "per_channel"}
+    assert weight_format(uniform.quantizer.weight).options == {
+        "granularity": "per_channel",
+        "scale": "learned",
+        "symmetric": True,
+    }
     same = load(TEXT, "quantizer.weight.format=lbw")
     assert same == load()
     both = load(TEXT, "quantizer.weight.format=uniform", "quantizer.weight.granularity=per_tensor")
-    assert weight_format(both.quantizer.weight).options == {"granularity": "per_tensor"}
+    assert weight_format(both.quantizer.weight).options["granularity"] == "per_tensor"
 
 
 def test_float_needs_no_width_of_the_format(load):

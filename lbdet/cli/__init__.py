@@ -16,6 +16,8 @@ from lbdet.errors import NumericsError, UserError
 VERBS = {
     "train-det": "lbdet.cli.train_det",
     "eval-det": "lbdet.cli.eval_det",
+    "train-cls": "lbdet.cli.train_cls",
+    "eval-cls": "lbdet.cli.eval_cls",
     "visualize": "lbdet.cli.visualize",
     "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",

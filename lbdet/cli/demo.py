@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lbdet.cli import exit_code
-from lbdet.cli.train_det import train_run
+from lbdet.cli.training import train_run
 from lbdet.cli.visualize import visualize
 from lbdet.config import load_config
 from lbdet.engine.progress import say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,18 +38,6 @@ def image_batches(
     """Yield a data set's images in order, ready for the model."""
     for images, _ in eval_batches(EvalSet(data), batch_size, workers):
         yield to_model(images, device)
-
-
-def first_images(data: DetectionData, count: int | None) -> DetectionData:
-    """Return the data set cut to its first `count` images; None keeps all."""
-    return replace(data, records=data.records[:count])
-
-
-def spread_images(data: DetectionData, count: int) -> DetectionData:
-    """Return `count` images at equal distances in the data set's order, or all where there are fewer."""
-    n = len(data.records)
-    picked = range(n) if count >= n else np.linspace(0, n - 1, count).round().astype(int).tolist()
-    return replace(data, records=tuple(data.records[i] for i in picked))
 
 
 @torch.no_grad()

@@ -8,22 +8,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lbdet.convert import correct_bn, coverage, coverage_json, model_bytes
-from lbdet.data.records import DetectionData
-from lbdet.engine.evaluate import evaluate, first_images, image_batches, spread_images
+from lbdet.convert import calibrate_activations, correct_bn, coverage, coverage_json, model_bytes
+from lbdet.data.records import spread_images
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
-from lbdet.metrics.coco import to_coco_results
+from lbdet.engine.task import Task
 from lbdet.nn.batch_norm import recalibrate_bn
+
+_BATCH = 16
 
 
 def finish(
     model: nn.Module,
-    train_data: DetectionData,
-    val: DetectionData,
+    task: Task,
+    train_data: Any,
+    val: Any,
     run: RunFolder,
     architecture: str,
-    score_classes: Sequence[str] | None,
     max_images: int | None,
     batch_size: int,
     recalibrate_images: int,
@@ -33,50 +34,55 @@ def finish(
     """Evaluate a trained model and write the run's results; metrics.json, the mark of the end, comes last.
 
     Args:
+        train_data, val: of the task's kind.
         recalibrate_images: as for `recalibrate`, which comes first.
         facts: what else belongs into metrics.json (precision, steps, seed).
 
     Returns:
         The content of metrics.json.
     """
-    recalibrate(model, train_data, recalibrate_images)
+    recalibrate(model, task, train_data, recalibrate_images)
     run.save_model(model, architecture, val.classes)
-    val = first_images(val, max_images)
-    result = evaluate(model, val, score_classes, batch_size)
+    measured, files = task.evaluate(model, spread_images(val, max_images), batch_size)
     run.write_json("coverage.json", coverage_json(coverage(model, keep_float)))
-    run.write_json(
-        "detections.json", to_coco_results(result.detections, [r.id for r in val.records]), indent=None
-    )
-    metrics = dict(facts) | {"model_bytes": model_bytes(model)} | result.metrics
+    for name, content in files.items():
+        run.write_json(name, content, indent=None)
+    metrics = dict(facts) | {"model_bytes": model_bytes(model)} | measured
     run.write_json("metrics.json", metrics)
-    say(summary(metrics))
+    say(summary(task, metrics))
     return metrics
 
 
-def recalibrate(model: nn.Module, data: DetectionData, images: int) -> None:
+def recalibrate(model: nn.Module, task: Task, data: Any, images: int) -> None:
     """Measure batch norm's statistics again on `images` images spread over the data set; 0 = leave them."""
     if images:
-        seen = recalibrate_bn(model, calibration_batches(model, data, images))
+        seen = recalibrate_bn(model, _inputs(model, task, data, images))
         say(f"batch norm recalibrated on {seen} images")
 
 
-def correct(model: nn.Module, data: DetectionData, images: int) -> None:
+def correct(model: nn.Module, task: Task, data: Any, images: int) -> None:
     """Shift batch norm's statistics by the error of the weights, on `images` images; 0 = leave them."""
     if images:
-        seen = correct_bn(model, partial(calibration_batches, model, data, images))
+        seen = correct_bn(model, partial(_inputs, model, task, data, images))
         say(f"batch norm corrected on {seen} images")
 
 
-def calibration_batches(model: nn.Module, data: DetectionData, images: int) -> Iterator[list[Tensor]]:
-    """Yield `images` images spread over the data set, ready for the model."""
-    return image_batches(spread_images(data, images), 16, 1, next(model.parameters()).device)
+def calibrate(
+    model: nn.Module, task: Task, data: Any, images: int, use_batch_statistics: bool = False
+) -> None:
+    """Set the ranges of activations, if there are any, on `images` images spread over the data set."""
+    seen = calibrate_activations(model, partial(_inputs, model, task, data, images), use_batch_statistics)
+    if seen:
+        say(f"activations calibrated on {seen} images")
 
 
-def summary(metrics: Mapping[str, Any]) -> str:
+def summary(task: Task, metrics: Mapping[str, Any]) -> str:
     """Return the result in one line."""
-    shown = [("VOC 11-point mAP", "voc07_map"), ("VOC area mAP", "voc_area_map"), ("COCO mAP", "coco_map")]
-    parts = [f"{name} {'-' if metrics[key] is None else format(metrics[key], '.3f')}" for name, key in shown]
-    return (
-        f"{metrics['precision']}: {', '.join(parts)} over {len(metrics['scored_classes'])} classes, "
-        f"{metrics['images']} images"
-    )
+    shown = [(name, metrics[key]) for name, key in task.headline]
+    parts = [f"{name} {'-' if value is None else format(value, '.3f')}" for name, value in shown]
+    over = f" over {len(metrics['scored_classes'])} classes" if "scored_classes" in metrics else ""
+    return f"{metrics['precision']}: {', '.join(parts)}{over}, {metrics['images']} images"
+
+
+def _inputs(model: nn.Module, task: Task, data: Any, images: int) -> Iterator[list[Tensor] | Tensor]:
+    return task.inputs(spread_images(data, images), _BATCH, next(model.parameters()).device)

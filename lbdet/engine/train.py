@@ -13,16 +13,26 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lbdet.convert import scheduled_layers, set_precision
+from lbdet.convert import (
+    quantization_losses,
+    scheduled_layers,
+    set_precision,
+    set_scheduled_precision,
+    settle,
+    start_weights,
+)  # fmt: skip
 from lbdet.data.augment import derive_seed
-from lbdet.data.loader import TrainSet, steps_per_epoch, train_batches
-from lbdet.data.records import DetectionData
-from lbdet.engine.evaluate import evaluate, first_images, to_model
+from lbdet.data.labelled import LabelledTrainSet
+from lbdet.data.loader import Target, TrainSet, steps_per_epoch, train_batches
+from lbdet.data.records import spread_images
+from lbdet.engine.finish import calibrate
 from lbdet.engine.optim import average_start, average_update, build_optimizer, lr_factor
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.task import Task
 from lbdet.engine.tensorboard import scalars
 from lbdet.errors import NumericsError, UserError
+from lbdet.guidance import Guidance
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
 from lbdet.schedules import Schedule
 
@@ -53,6 +63,7 @@ class TrainSettings:
     amp: bool = False
     workers: int = 1
     freeze_bn_after: float | None = None
+    calibration_images: int = 64
     batch_norm: Literal["train", "frozen"] = "train"
     eval_every_epochs: int | None = None
 
@@ -81,13 +92,14 @@ class Interrupted(Exception):
 
 def train(
     model: nn.Module,
-    train_set: TrainSet,
-    val: DetectionData,
-    score_classes: Sequence[str] | None,
+    task: Task,
+    train_set: TrainSet | LabelledTrainSet,
+    val: Any,
     schedule: Schedule,
     settings: TrainSettings,
     run: RunFolder,
     seed: int,
+    guidance: Guidance | None = None,
 ) -> int:
     """Train `model` in place, from the run's checkpoint where there is one, until it is to be evaluated.
 
@@ -103,12 +115,15 @@ def train(
     total, per_epoch = settings.total_steps(len(train_set)), settings.updates_per_epoch(len(train_set))
     if settings.batch_norm == "frozen":
         freeze_batch_norm(model)
+    layers = scheduled_layers(model)
+    for precision in schedule.precisions():  # every parameter that a plan can ask for exists from now on
+        set_scheduled_precision(model, precision)
     optimizer = build_optimizer(
         model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum
     )
     average = average_start(model) if settings.ema else None
-    layers = scheduled_layers(model)
     start = _resume(run, model, optimizer, average, total)
+    phase = schedule.plan(start - 1, total, layers, {}).phase if start else None
     batches = train_batches(
         train_set,
         settings.batch_size,
@@ -120,13 +135,19 @@ def train(
 
     with _signals() as received, scalars(run.path / "tensorboard", start) as show:
         for step in track(range(start, total), total - start, "train"):
-            set_precision(model, schedule.plan(step, total, layers, {}).precision)
-            set_training_mode(model, settings.batch_norm_at(step, total))
+            plan = schedule.plan(step, total, layers, {})
+            set_precision(model, plan.precision)
+            batch_norm = settings.batch_norm_at(step, total)
+            if plan.phase != phase:
+                phase = plan.phase
+                _enter_phase(model, task, train_set.data, settings.calibration_images, batch_norm)
+                average = average_start(model) if settings.ema else None
+            set_training_mode(model, batch_norm)
             torch.manual_seed(derive_seed("model", seed, step))  # dropout and the samplers of Faster R-CNN
             rate = settings.lr * lr_factor(
                 step, total, settings.warmup_steps, settings.lr_curve, settings.lr_milestones
             )
-            losses = _update(model, optimizer, rate, batches, settings, device, step, run)
+            losses = _update(model, task, guidance, optimizer, rate, batches, settings, device, step, run)
             if average is not None and settings.ema:
                 average_update(average, model, settings.ema, step)
 
@@ -138,7 +159,7 @@ def train(
             if done % per_epoch == 0:
                 say(f"epoch {done // per_epoch}: step {done}/{total}, loss {losses['loss']:.3f}")
                 if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
-                    record = {"step": done} | _evaluate_on_the_way(model, average, val, score_classes)
+                    record = {"step": done} | _evaluate_on_the_way(model, task, average, val)
                     run.log(record)
                     show(record)
             if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
@@ -153,11 +174,21 @@ def train(
     return total
 
 
+def _enter_phase(
+    model: nn.Module, task: Task, data: Any, images: int, batch_norm: Literal["train", "frozen"]
+) -> None:
+    """Set what quantizers learn from the weights and the data of the moment."""
+    start_weights(model)
+    calibrate(model, task, data, images, use_batch_statistics=batch_norm == "train")
+
+
 def _update(
     model: nn.Module,
+    task: Task,
+    guidance: Guidance | None,
     optimizer: torch.optim.Optimizer,
     rate: float,
-    batches: Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]],
+    batches: Iterator[tuple[list[Tensor], list[Target]]],
     settings: TrainSettings,
     device: torch.device,
     step: int,
@@ -172,7 +203,8 @@ def _update(
         images, targets = next(batches)
         targets = [{k: v.to(device) for k, v in target.items()} for target in targets]
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), _told_at(step, run):
-            losses = model(to_model(images, device), targets)
+            losses = task.losses(model, images, targets) | quantization_losses(model)
+            losses |= guidance.losses() if guidance is not None else {}
         loss = torch.stack(list(losses.values())).sum()
         for name, value in [("loss", loss), *losses.items()]:
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulate
@@ -181,6 +213,7 @@ def _update(
     if settings.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     optimizer.step()
+    settle(model)
     return sums
 
 
@@ -215,19 +248,17 @@ def _remedy(run: RunFolder) -> str:
 
 
 def _evaluate_on_the_way(
-    model: nn.Module,
-    average: Mapping[str, Tensor] | None,
-    val: DetectionData,
-    score_classes: Sequence[str] | None,
+    model: nn.Module, task: Task, average: Mapping[str, Tensor] | None, val: Any
 ) -> dict[str, Any]:
-    """Evaluate the averaged weights where there are some, else the model's, on the first images of `val`."""
+    """Evaluate the averaged weights where there are some, else the model's, on some images of `val`."""
     trained = average_start(model)
     if average is not None:
         model.load_state_dict(average)
-    metrics = evaluate(model, first_images(val, IMAGES_ON_THE_WAY), score_classes).metrics
+    metrics, _ = task.evaluate(model, spread_images(val, IMAGES_ON_THE_WAY), 8)
     model.load_state_dict(trained)
-    say(f"  VOC 11-point mAP {metrics['voc07_map'] or 0:.3f} on {metrics['images']} images")
-    return {key: metrics[key] for key in ("voc07_map", "voc_area_map", "coco_map", "images")}
+    name, key = task.headline[0]
+    say(f"  {name} {metrics[key] or 0:.3f} on {metrics['images']} images")
+    return {key: metrics[key] for key in (*(key for _, key in task.headline), "images")}
 
 
 def _state(

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lbdet.cli import eval_det
+from lbdet.data.records import spread_images
 from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
 from lbdet.engine.evaluate import evaluate
@@ -41,8 +42,7 @@ def test_float_is_the_unquantized_model(measure, finished_run, devkit):
     (metrics,) = measure("--run", finished_run, "--precision", "float", "--split", "2012:train")
     model = ssd_tiny(len(SHAPE_CLASSES) + 1)
     model.load_state_dict(load_file(finished_run / "model.safetensors"))
-    train = read_voc(devkit, ["2012:train"], SHAPE_CLASSES)
-    four = type(train)(train.classes, train.records[:4])  # eval.max_images
+    four = spread_images(read_voc(devkit, ["2012:train"], SHAPE_CLASSES), 4)  # eval.max_images
     direct = evaluate(model, four).metrics
     assert {key: metrics[key] for key in SCORES} == {key: direct[key] for key in SCORES}
     assert metrics["model_bytes"] == sum(t.numel() * t.element_size() for t in model.state_dict().values())

@@ -130,7 +130,7 @@ def test_a_crash_between_checkpoints_is_resumed_from_the_last_one(train, tmp_pat
             update = loop._update
 
             def crash(*arguments, update=update, crash_at=crash_at):
-                if arguments[6] == crash_at:
+                if arguments[-2] == crash_at:
                     raise MemoryError
                 return update(*arguments)
 

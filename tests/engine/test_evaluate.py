@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lbdet.data.images import read_image
-from lbdet.data.records import DetectionData
+from lbdet.data.records import DetectionData, spread_images
 from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
-from lbdet.engine.evaluate import detect, evaluate, first_images, score, spread_images
+from lbdet.engine.evaluate import detect, evaluate, score
 from lbdet.metrics import voc_ap
 from lbdet.metrics.coco import coco_ap
 from lbdet.models.ssd_tiny import ssd_tiny
@@ -102,10 +102,8 @@ def test_batch_size_and_workers_change_no_metric(model, val):
     assert metrics[0]["images"] == 6
 
 
-def test_the_first_images_are_the_first(val):
-    assert first_images(val, 2).records == val.records[:2]
-    assert first_images(val, None) == val
-    assert first_images(val, 99).records == val.records
+def test_no_number_or_too_large_a_one_keeps_all_images(val):
+    assert spread_images(val, None) == spread_images(val, 99) == val
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import lbdet.engine.finish as end
 from lbdet.convert import quantize_model
+from lbdet.data.records import spread_images
 from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
-from lbdet.engine.evaluate import detect, evaluate, first_images
+from lbdet.engine.evaluate import detect, evaluate
 from lbdet.engine.finish import finish, recalibrate, summary
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.task import DetectionTask
 from lbdet.models.ssd_tiny import ssd_tiny
+
+TASK = DetectionTask()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def model() -> torch.nn.Module:
 def end_run(model, splits, run, recalibrate_images=0):
     facts = {"precision": "W3", "steps": 7}
     kept = ["backbone.stem.0"]
-    return finish(model, *splits, run, "ssd_tiny", None, 4, 2, recalibrate_images, kept, facts)
+    return finish(model, TASK, *splits, run, "ssd_tiny", 4, 2, recalibrate_images, kept, facts)
 
 
 def test_the_files_tell_what_was_evaluated(model, splits, run):
@@ -48,7 +51,7 @@ def test_the_files_tell_what_was_evaluated(model, splits, run):
     saved = load_file(run.model)
     assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
     assert json.loads((run.path / "metrics.json").read_text()) == metrics
-    val = first_images(splits[1], 4)
+    val = spread_images(splits[1], 4)
     direct = evaluate(model, val, None, 2).metrics
     assert metrics == {"precision": "W3", "steps": 7, "model_bytes": metrics["model_bytes"], **direct}
     found = detect(model, val, 2)
@@ -74,7 +77,7 @@ def test_a_run_whose_evaluation_fails_is_not_finished(model, splits, run, monkey
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(end, "evaluate", fail)
+    monkeypatch.setattr(DetectionTask, "evaluate", fail)
     with pytest.raises(KeyboardInterrupt):
         end_run(model, splits, run)
     assert run.model.exists()
@@ -83,13 +86,13 @@ def test_a_run_whose_evaluation_fails_is_not_finished(model, splits, run, monkey
 
 def test_recalibration_on_no_images_reads_nothing(model, splits, capsys):
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    recalibrate(model, first_images(splits[0], 0), 0)
+    recalibrate(model, TASK, spread_images(splits[0], 0), 0)
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert capsys.readouterr().out == ""
 
 
 def test_recalibrated_statistics_are_those_of_the_images(model, splits, capsys):
-    recalibrate(model, splits[0], 12)
+    recalibrate(model, TASK, splits[0], 12)
     assert capsys.readouterr().out == "batch norm recalibrated on 12 images\n"
     seen = []
     hook = model.backbone.stem[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -109,6 +112,6 @@ def test_the_summary_is_one_line_and_knows_missing_numbers():
         "precision": "W4", "voc07_map": 0.7034, "voc_area_map": None, "coco_map": 0.5,
         "scored_classes": ["a", "b"], "images": 9,
     }  # fmt: skip
-    assert summary(metrics) == (
+    assert summary(TASK, metrics) == (
         "W4: VOC 11-point mAP 0.703, VOC area mAP -, COCO mAP 0.500 over 2 classes, 9 images"
     )

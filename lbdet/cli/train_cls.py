@@ -1,0 +1,12 @@
+"""`train_cls.py`: train a classifier at low precision and evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lbdet.cli import training
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, train, and return the exit code."""
+    return training.main(argv, "train_cls.py", __doc__ or "", classification=True)

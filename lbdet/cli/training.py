@@ -1,0 +1,100 @@
+"""What `train_det.py` and `train_cls.py` share: train a model at low precision and evaluate it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+from lbdet.build import (
+    build,
+    build_guidance,
+    build_schedule,
+    build_settings,
+    build_task,
+    build_train_set,
+    check_batch_norm,
+    check_kind,
+    download,
+    read_data,
+)  # fmt: skip
+from lbdet.cli import exit_code
+from lbdet.config import Config, dump_config, load_config
+from lbdet.engine.finish import correct, finish
+from lbdet.engine.progress import say
+from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.train import train
+from lbdet.errors import UserError
+
+
+def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool) -> int:
+    """Parse the arguments, train, and return the exit code."""
+    parser = argparse.ArgumentParser(prog=tool, description=about)
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+    )
+    parser.add_argument("--output", metavar="RUN", help="default: runs/<name of the config>")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument(
+        "--download",
+        action="store_true",
+        help="fetch the data set into data.root first: "
+        + ("CIFAR-10 or CIFAR-100" if classification else "VOC2007 or VOC2012"),
+    )
+    args = parser.parse_args(argv)
+    output = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
+    return exit_code(partial(_train, args, RunFolder(output), classification))
+
+
+def _train(args: argparse.Namespace, run: RunFolder, classification: bool) -> None:
+    config = load_config(args.config, list(chain.from_iterable(args.settings)))
+    check_kind(config, classification)
+    if args.download:
+        download(config.data)
+    train_run(config, run, args.resume)
+
+
+def train_run(config: Config, run: RunFolder, resume: bool) -> None:
+    """Train what a config describes into a run folder and evaluate it;
+    nothing happens if that was done already.
+    """
+    run.refuse(resume)
+    if run.config.exists() and load_config(run.config) != config:
+        raise UserError(
+            f"{run.path}: the run has another config; resume it with --config {run.config} and no --set"
+        )
+    if run.finished:
+        say(f"{run.path}: is finished already; nothing to do")
+        return
+    train_set, val = build_train_set(config), read_data(config.data, config.data.val)
+    task, data = build_task(config), train_set.data
+    if val.classes != data.classes:
+        raise UserError(
+            f"data.val: must have the classes of data.train, got {len(val.classes)} and {len(data.classes)} "
+            "that are not the same; name them in data.classes"
+        )
+    built = build(config, data.classes)
+    check_batch_norm(config, built.model)
+    guidance = build_guidance(config, built)
+    run.start(dump_config(config))
+    say(f"{len(train_set)} images to train on, {len(val)} to evaluate on; run folder {run.path}")
+    if not run.checkpoint.exists():
+        correct(built.model, task, data, config.train.correct_bn)
+    steps = train(
+        built.model, task, train_set, val, build_schedule(config.schedule),
+        build_settings(config), run, config.seed, guidance,
+    )  # fmt: skip
+    if guidance is not None:
+        guidance.close()
+    finish(
+        built.model, task, data, val, run,
+        architecture=config.model.name,
+        max_images=config.eval.max_images,
+        batch_size=config.eval.batch_size,
+        recalibrate_images=config.train.recalibrate_bn,
+        keep_float=config.quantizer.keep_float,
+        facts={"precision": str(config.schedule.target), "steps": steps, "seed": config.seed},
+    )  # fmt: skip

@@ -1,0 +1,68 @@
+"""What pydantic found, in our words: where, the rule, what was found, the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import NoneType
+from typing import Any, get_args
+
+from lbdet.config.schema import ACTIVATIONS, WEIGHTS, Config, OverrideConfig
+from lbdet.errors import closest
+
+_FORMATS = {"weight": WEIGHTS, "activation": ACTIVATIONS}
+
+
+def sentence(problem: Any) -> str:
+    """Turn one of pydantic's problems into `key.path: rule, got value; remedy`."""
+    location = [str(key) for key in problem["loc"]]
+    keys = [key for i, key in enumerate(location) if not _is_tag(location, i)]
+    path, got = ".".join(keys), problem["input"]
+    match problem["type"]:
+        case "extra_forbidden":
+            beside = _keys_beside(location)
+            return f"{path}: unknown key" + (closest(keys[-1], beside) or f"; keys here: {', '.join(beside)}")
+        case "missing":
+            return f"{path}: must be given"
+        case "value_error":
+            message = str(problem["ctx"]["error"])
+            return f"{path}: {message}" if path else message
+        case "union_tag_invalid" | "union_tag_not_found":
+            name = got.get("format") if isinstance(got, dict) else got
+            names = ", ".join(repr(format) for format in _FORMATS[keys[-1]])
+            return f"{path}.format: must be one of {names}, got {short(name)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{path}: must be a mapping of keys, got {short(got)}"
+        case "too_short":
+            return f"{path}: must not be empty, got {short(got)}"
+        case "int_parsing" | "int_from_float" | "int_type":
+            return f"{path}: must be a whole number, got {short(got)}"
+        case "float_parsing" | "float_type":
+            return f"{path}: must be a number, got {short(got)}"
+        case "bool_parsing" | "bool_type":
+            return f"{path}: must be true or false, got {short(got)}"
+    rule = problem["msg"].removeprefix("Input ").replace("should", "must")
+    return f"{path}: {rule[0].lower()}{rule[1:]}, got {short(got)}"
+
+
+def short(value: object) -> str:
+    """Return a value as it is shown in a message."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_tag(location: Sequence[str], i: int) -> bool:
+    """Whether an entry is not a key of the file but the format that pydantic chose a section by."""
+    return i > 0 and location[i] in _FORMATS.get(location[i - 1], {})
+
+
+def _keys_beside(location: Sequence[str]) -> list[str]:
+    """Return the keys that exist where an unknown one was written, last in `location`."""
+    if len(location) > 2 and _is_tag(location, len(location) - 2):
+        return list(_FORMATS[location[-3]][location[-2]].model_fields)
+    if "overrides" in location[:-1]:
+        return list(OverrideConfig.model_fields)
+    section: Any = Config
+    for key in location[:-1]:
+        section = section.model_fields[key].annotation
+        section = next((s for s in get_args(section) if s is not NoneType), section)  # X | None
+    return list(section.model_fields)

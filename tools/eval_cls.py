@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.eval_cls import main
+
+sys.exit(main())
