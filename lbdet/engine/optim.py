@@ -25,6 +25,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
+def clipped_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters whose gradients are clipped by their common norm: all but quantizers' own.
+
+    The gradient of a log scale is relative to the scale, so that of a channel of tiny weights would decide.
+    """
+    return [p for name, p in model.named_parameters() if "_quantizer." not in name]
+
+
 def build_optimizer(
     model: nn.Module, name: str, lr: float, weight_decay: float, momentum: float
 ) -> torch.optim.Optimizer:

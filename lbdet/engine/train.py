@@ -26,7 +26,13 @@ from lbdet.data.labelled import LabelledTrainSet
 from lbdet.data.loader import Target, TrainSet, steps_per_epoch, train_batches
 from lbdet.data.records import spread_images
 from lbdet.engine.finish import calibrate
-from lbdet.engine.optim import average_start, average_update, build_optimizer, lr_factor
+from lbdet.engine.optim import (
+    average_start,
+    average_update,
+    build_optimizer,
+    clipped_parameters,
+    lr_factor,
+)  # fmt: skip
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.task import Task
@@ -211,7 +217,7 @@ def _update(
         _stop_if_not_finite(sums, step, run)
         (loss / settings.accumulate).backward()
     if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        nn.utils.clip_grad_norm_(clipped_parameters(model), settings.clip_norm)
     optimizer.step()
     settle(model)
     return sums

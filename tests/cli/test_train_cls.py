@@ -24,7 +24,7 @@ CONFIG = {
     },
     "schedule": {"target": "W2A2"},
     "train": {
-        "max_steps": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.01, "warmup_steps": 0, "workers": 0,
+        "max_steps": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.001, "warmup_steps": 0, "workers": 0,
         "calibration_images": 8,
     },
 }  # fmt: skip
