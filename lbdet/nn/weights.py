@@ -7,6 +7,7 @@ selected.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lbdet.quant import binary, dorefa, lbw, learned_levels, uniform
-from lbdet.quant.rows import per_row
+from lbdet.quant.rows import GRANULARITIES, as_rows, per_row
 from lbdet.quant.ste import straight_through
 
 
@@ -41,6 +42,17 @@ def scales(weight: Tensor, granularity: str) -> int:
     return 1 if granularity == "per_tensor" else weight.shape[0]
 
 
+def checked_granularity(granularity: str) -> str:
+    """Return it.
+
+    Raises:
+        ValueError: it is none of `GRANULARITIES`.
+    """
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+    return granularity
+
+
 class WeightQuantizer(nn.Module):
     """What a layer asks of the number format of its weights."""
 
@@ -62,7 +74,7 @@ class WeightQuantizer(nn.Module):
         return
 
     def settle(self, weight: Tensor, bits: int) -> None:
-        """Restore, in place, what an optimizer's update may have broken (the order of levels)."""
+        """Restore, in place, what an optimizer's update may have broken: the order of levels, a scale."""
         return
 
     @abstractmethod
@@ -86,7 +98,11 @@ class LbwWeight(WeightQuantizer):
 
     def __init__(self, solver: str = "exact", granularity: str = "per_channel", ratio: float = 0.75) -> None:
         super().__init__()
-        self.solver, self.granularity, self.ratio = solver, granularity, ratio
+        if solver not in ("exact", "semi"):
+            raise ValueError(f"solver must be 'exact' or 'semi', got {solver!r}")
+        if not ratio > 0:
+            raise ValueError(f"ratio must be positive, got {ratio}")
+        self.solver, self.granularity, self.ratio = solver, checked_granularity(granularity), ratio
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         return lbw.fake_quantize(weight, bits, self.solver, self.granularity, self.ratio)
@@ -124,7 +140,7 @@ class UniformWeight(WeightQuantizer):
             raise ValueError(f"scale must be 'learned' or 'max', got {scale!r}")
         if scale == "max" and not symmetric:
             raise ValueError("scale 'max' is symmetric, got symmetric: false; use scale 'learned'")
-        self.granularity, self.solver, self.symmetric = granularity, scale, symmetric
+        self.granularity, self.solver, self.symmetric = checked_granularity(granularity), scale, symmetric
 
     def started(self, bits: int) -> bool:
         return self.solver == "max" or f"log_scale_{bits}" in self._parameters
@@ -137,6 +153,18 @@ class UniformWeight(WeightQuantizer):
         _set_parameter(self, f"log_scale_{bits}", scale.log())
         if not self.symmetric:
             _set_buffer(self, f"zero_point_{bits}", zero_point)
+
+    @torch.no_grad()
+    def settle(self, weight: Tensor, bits: int) -> None:
+        """Keep each scale where weights can use it: not above the largest of a row, which would all become 0,
+        nor below 1/1024 of what clips nothing. A large step of SGD would lose it for good.
+        """
+        if self.solver == "max":
+            return
+        log_scale = self.get_parameter(f"log_scale_{bits}")
+        largest = as_rows(weight, self.granularity).abs().amax(-1).view_as(log_scale).log()
+        lowest = largest - math.log(1024 * uniform.code_range(bits, True)[1])
+        log_scale.copy_(torch.where(largest.isfinite(), log_scale.clamp(lowest, largest), log_scale))
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         if self.solver == "max":
@@ -197,7 +225,7 @@ class BinaryWeight(WeightQuantizer):
 
     def __init__(self, granularity: str = "per_channel") -> None:
         super().__init__()
-        self.granularity = granularity
+        self.granularity = checked_granularity(granularity)
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         return binary.fake_quantize(weight, self.granularity)
@@ -226,7 +254,7 @@ class LearnedLevelsWeight(WeightQuantizer):
 
     def __init__(self, granularity: str = "per_tensor", symmetric: bool = False) -> None:
         super().__init__()
-        self.granularity, self.symmetric = granularity, symmetric
+        self.granularity, self.symmetric = checked_granularity(granularity), symmetric
 
     def started(self, bits: int) -> bool:
         return f"levels_{bits}" in self._parameters

@@ -631,3 +631,47 @@ def test_a_uniform_scale_of_another_kind_is_refused() -> None:
         ValueError, match=r"^scale 'max' is symmetric, got symmetric: false; use scale 'learned'$"
     ):
         UniformWeight(scale="max", symmetric=False)
+
+
+def test_a_scale_that_ran_away_is_brought_back_to_where_weights_can_use_it() -> None:
+    weight = torch.tensor([[0.5, -0.2, 0.1], [0.0, 0.0, 0.0], [3.0, 1.0, -8.0]])
+    for bits, largest_code in ((2, 1), (4, 7), (8, 127)):
+        quantizer = UniformWeight()
+        quantizer.start(weight, bits)
+        log_scale = quantizer.get_parameter(f"log_scale_{bits}")
+        fitted = log_scale.detach().clone()
+        quantizer.settle(weight, bits)
+        assert torch.equal(log_scale, fitted)
+        with torch.no_grad():
+            log_scale.fill_(50.0)
+        quantizer.settle(weight, bits)
+        assert log_scale.exp()[[0, 2]].tolist() == pytest.approx([0.5, 8.0])
+        assert (quantizer(weight, bits)[[0, 2]].abs().amax(1) > 0).all()
+        with torch.no_grad():
+            log_scale.fill_(-50.0)
+        quantizer.settle(weight, bits)
+        lowest = [value / (1024 * largest_code) for value in (0.5, 8.0)]
+        assert log_scale.exp()[[0, 2]].tolist() == pytest.approx(lowest, rel=1e-4)
+        assert log_scale[1] == -50.0  # a row of zeros has no say
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "text"),
+    [
+        (LbwWeight, {"solver": "exakt"}, r"^solver must be 'exact' or 'semi', got 'exakt'$"),
+        (LbwWeight, {"ratio": 0.0}, r"^ratio must be positive, got 0\.0$"),
+        (
+            LbwWeight,
+            {"granularity": "row"},
+            r"^granularity must be one of per_tensor, per_channel, got 'row'$",
+        ),
+        (UniformWeight, {"granularity": "row"}, r"^granularity must be one of"),
+        (BinaryWeight, {"granularity": "row"}, r"^granularity must be one of"),
+        (LearnedLevelsWeight, {"granularity": "row"}, r"^granularity must be one of"),
+    ],
+)
+def test_an_option_that_a_format_does_not_have_is_refused_at_once(
+    kind: type, option: dict, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        kind(**option)
