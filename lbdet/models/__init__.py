@@ -15,7 +15,7 @@ from lbdet.errors import UserError, closest
 from lbdet.models import detectors
 from lbdet.models.adapt import adapt_predictors, infer_classes, predictors
 from lbdet.models.ssd_tiny import ssd_tiny
-from lbdet.models.weights import Weights, check_fit, load_into, load_weights
+from lbdet.models.weights import Weights, check_fit, float_part, load_into, load_weights
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "ssdlite320_mobilenet_v3_large": detectors.ssdlite320_mobilenet_v3_large,
@@ -66,7 +66,7 @@ def build_detector(
     if image_size is not None:
         detectors.set_image_size(model, image_size)
     if weights is not None:
-        _load_detector(model, name, load_weights(weights, name), classes, weights_classes)
+        _load_detector(model, name, float_part(load_weights(weights, name)), classes, weights_classes)
     if weights_backbone is not None:
         _load_backbone(model, name, weights_backbone)
     return model

@@ -13,7 +13,7 @@ from lbdet.classes import canonical
 from lbdet.errors import UserError, closest
 from lbdet.models.adapt import Adaptation
 from lbdet.models.resnet_cifar import resnet20_cifar
-from lbdet.models.weights import check_fit, load_into, load_weights
+from lbdet.models.weights import check_fit, float_part, load_into, load_weights
 
 CLASSIFIERS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18": lambda num_classes: torchvision.models.resnet18(weights=None, num_classes=num_classes),
@@ -59,7 +59,7 @@ def build_classifier(
         )
     model = CLASSIFIERS[name](len(classes))
     if weights is not None:
-        loaded = load_weights(weights, name)
+        loaded = float_part(load_weights(weights, name))
         architecture = loaded.metadata.get("architecture", name)
         if architecture != name:
             raise UserError(

@@ -6,9 +6,10 @@ Loading sets parameters and buffers and nothing else: batch norm keeps the eps o
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from lbdet.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,15 @@ def load_weights(source: str, architecture: str | None = None) -> Weights:
     if not tensors:
         raise UserError(f"{source}: weights must hold tensors, got none; save model.state_dict()")
     return Weights(_new_names(tensors), source, _classes(source, metadata), metadata)
+
+
+def float_part(weights: Weights) -> Weights:
+    """Return the weights without what quantizers learned: the float model that lies under a low-bit run."""
+    tensors = {key: tensor for key, tensor in weights.tensors.items() if "_quantizer." not in key}
+    left_out = len(weights.tensors) - len(tensors)
+    if left_out:
+        log.info("%s: %d tensors of quantizers are left out; they start anew", weights.source, left_out)
+    return replace(weights, tensors=tensors)
 
 
 def load_into(model: nn.Module, weights: Weights, keys: Collection[str] | None = None) -> None:

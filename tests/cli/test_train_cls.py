@@ -126,6 +126,35 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return some.keys() == others.keys() and all(torch.equal(some[key], others[key]) for key in some)
 
 
+def test_a_run_at_low_bits_is_the_start_of_another_and_a_teacher(
+    call: Callable, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    assert call(train_cls.main, "--config", config, "--output", tmp_path / "a").code == 0
+    weights = f"model.weights={tmp_path / 'a' / 'model.safetensors'}"
+    for teacher in ("float", str(tmp_path / "a"), str(tmp_path / "a" / "model.safetensors")):
+        output = tmp_path / f"b{len(list(tmp_path.iterdir()))}"
+        guidance = f"guidance={{teacher: {teacher}, logits: 1}}"
+        result = call(
+            train_cls.main, "--config", config, "--output", output, "--set", weights, guidance,
+            "schedule.target=W4A4", "train.checkpoint_steps=1",
+        )  # fmt: skip
+        assert (result.code, result.err) == (0, "")
+        assert "tensors of quantizers are left out; they start anew" in caplog.text
+        last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+        assert last["loss"] == pytest.approx(last["classification"] + last["hint_logits"])
+
+
+def test_a_teacher_of_another_architecture_is_refused(
+    call: Callable, config: Path, finished_run: Path, tmp_path: Path
+):
+    guidance = f"guidance={{teacher: {finished_run}, logits: 1}}"
+    result = call(train_cls.main, "--config", config, "--output", tmp_path / "run", "--set", guidance)
+    assert result.code == 2
+    assert "guidance.teacher: must be a resnet20_cifar of the same classes, got " in result.err
+    assert not (tmp_path / "run").exists()
+
+
 MISTAKES = {
     "model.name=ssd_tiny": "data.name: a detector needs one of voc, coco, shapes, got 'npz' for 'ssd_tiny'",
     "model.name=resnet21": "got 'resnet21'; closest: 'resnet",
