@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lbdet.build import Built, load_run
+from lbdet.build import Built, check_kind, load_run
 from lbdet.cli import exit_code
-from lbdet.convert import set_float, set_scheduled_precision
+from lbdet.convert import calibrate_activations, set_float, set_scheduled_precision, uncalibrated
 from lbdet.data.images import read_image
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.evaluate import to_model
@@ -24,6 +24,7 @@ from lbdet.precision import FLOAT, Precision
 from lbdet.report.draw import draw_detections, draw_pair
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+CALIBRATION_IMAGES = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,11 +65,15 @@ def visualize(
                 f"--output: must not be where the images are, {file} would be lost; name another folder"
             )
     ours = load_run(run)
+    check_kind(ours.config, classification=False)
     reference, title = _reference(against, run, ours) if against else (None, "")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: cannot be made: {error.strerror}") from None
+    if reference is not None and uncalibrated(reference.model):
+        inputs = partial(map, partial(_input, reference.model), files[:CALIBRATION_IMAGES])
+        say(f"activations calibrated on {calibrate_activations(reference.model, inputs)} of these images")
     counts = np.zeros(3, dtype=int)
     for file, name in zip(files, names, strict=True):
         image = read_image(file, exif=True)
@@ -108,6 +113,11 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         else:
             raise UserError(f"--images: {path} does not exist")
     return files
+
+
+def _input(model: nn.Module, file: Path) -> list[torch.Tensor]:
+    image = np.ascontiguousarray(read_image(file, exif=True).transpose(2, 0, 1))
+    return to_model([torch.from_numpy(image)], next(model.parameters()).device)
 
 
 @torch.no_grad()

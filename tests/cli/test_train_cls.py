@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lbdet.cli import eval_cls, eval_det, train_cls, train_det
+from lbdet.cli import eval_cls, eval_det, train_cls, train_det, visualize
 
 CONFIG = {
     "model": {"name": "resnet20_cifar"},
@@ -87,6 +87,11 @@ def test_a_run_leaves_its_files_and_is_evaluated_again_to_the_same_numbers(
         < measured[2]["model_bytes"]
     )
     assert again.out.count("activations calibrated") == 1  # W2A2's ranges are the run's own
+    (tmp_path / "photo.png").write_bytes(b"")
+    drawn = call(
+        visualize.main, "--run", run, "--images", tmp_path / "photo.png", "--output", tmp_path / "drawn"
+    )
+    assert drawn.err == "error: model.name: 'resnet20_cifar' is a classifier; use the tools *_cls.py\n"
 
 
 def test_a_killed_and_resumed_run_has_the_same_weights(call: Callable, config: Path, tmp_path: Path):

@@ -157,3 +157,10 @@ def test_a_run_with_other_classes_is_no_reference(draw, photos, config, tmp_path
     result = draw(photos, options=["--against", tmp_path / "other"])
     assert result.code == 2
     assert f"{tmp_path / 'other'} must have the classes of {finished_run}, got square, disc" in result.err
+
+
+def test_low_bit_activations_are_calibrated_on_the_photographs(draw, photos, tmp_path):
+    result = draw(photos, options=["--against", "W4A8"])
+    assert result.code == 0
+    assert "activations calibrated on 2 of these images" in result.out
+    assert names(tmp_path) == ["0.png", "1.png"]
