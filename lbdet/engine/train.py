@@ -20,6 +20,7 @@ from lbdet.convert import (
     set_scheduled_precision,
     settle,
     start_weights,
+    uncalibrated,
 )  # fmt: skip
 from lbdet.data.augment import derive_seed
 from lbdet.data.labelled import LabelledTrainSet
@@ -177,6 +178,8 @@ def train(
     if average is not None:
         model.load_state_dict(average)
     set_precision(model, schedule.plan(max(total - 1, 0), total, layers, {}).precision)
+    if uncalibrated(model):  # nothing was trained
+        calibrate(model, task, train_set.data, settings.calibration_images)
     return total
 
 

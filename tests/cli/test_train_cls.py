@@ -131,6 +131,14 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return some.keys() == others.keys() and all(torch.equal(some[key], others[key]) for key in some)
 
 
+def test_no_training_still_calibrates_activations(call: Callable, config: Path, tmp_path: Path):
+    settings = ["train.max_steps=0", "schedule.target=W8A8"]
+    result = call(train_cls.main, "--config", config, "--output", tmp_path / "run", "--set", *settings)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.count("activations calibrated on 8 images") == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 0
+
+
 def test_a_run_at_low_bits_is_the_start_of_another_and_a_teacher(
     call: Callable, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
