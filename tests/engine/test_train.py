@@ -177,7 +177,15 @@ def test_no_randomness_of_the_process_comes_in(train_set, tmp_path):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_second_signal_is_the_usual_one(train_set, run, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Let SIGINT raise KeyboardInterrupt; a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_is_the_usual_one(train_set, run, monkeypatch, interruptible):
     before = signal.getsignal(signal.SIGINT)
     update = loop._update
 
