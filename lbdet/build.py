@@ -262,9 +262,10 @@ def load_run(path: str | Path) -> Built:
         raise UserError(
             f"{path}: must be the folder of a run, got no config.yaml in it; see tools/train_det.py"
         )
-    if not run.model.is_file():
-        raise UserError(f"{path}: has no model.safetensors yet; finish it with tools/train_det.py --resume")
     config = load_config(run.config)
+    if not run.model.is_file():
+        tool = "train_cls.py" if is_classification(config) else "train_det.py"
+        raise UserError(f"{path}: has no model.safetensors yet; finish it with tools/{tool} --resume")
     weights = load_weights(str(run.model))
     if weights.classes is None:
         raise UserError(

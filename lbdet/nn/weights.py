@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lbdet.quant import binary, dorefa, lbw, learned_levels, uniform
-from lbdet.quant.rows import GRANULARITIES, as_rows, per_row
+from lbdet.quant.rows import as_rows, check_granularity, per_row
 from lbdet.quant.ste import straight_through
 
 
@@ -40,17 +40,6 @@ class Quantized(Protocol):
 def scales(weight: Tensor, granularity: str) -> int:
     """Return how many scales a weight `[C, ...]` has."""
     return 1 if granularity == "per_tensor" else weight.shape[0]
-
-
-def checked_granularity(granularity: str) -> str:
-    """Return it.
-
-    Raises:
-        ValueError: it is none of `GRANULARITIES`.
-    """
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
-    return granularity
 
 
 class WeightQuantizer(nn.Module):
@@ -102,7 +91,8 @@ class LbwWeight(WeightQuantizer):
             raise ValueError(f"solver must be 'exact' or 'semi', got {solver!r}")
         if not ratio > 0:
             raise ValueError(f"ratio must be positive, got {ratio}")
-        self.solver, self.granularity, self.ratio = solver, checked_granularity(granularity), ratio
+        check_granularity(granularity)
+        self.solver, self.granularity, self.ratio = solver, granularity, ratio
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         return lbw.fake_quantize(weight, bits, self.solver, self.granularity, self.ratio)
@@ -140,7 +130,8 @@ class UniformWeight(WeightQuantizer):
             raise ValueError(f"scale must be 'learned' or 'max', got {scale!r}")
         if scale == "max" and not symmetric:
             raise ValueError("scale 'max' is symmetric, got symmetric: false; use scale 'learned'")
-        self.granularity, self.solver, self.symmetric = checked_granularity(granularity), scale, symmetric
+        check_granularity(granularity)
+        self.granularity, self.solver, self.symmetric = granularity, scale, symmetric
 
     def started(self, bits: int) -> bool:
         return self.solver == "max" or f"log_scale_{bits}" in self._parameters
@@ -225,7 +216,8 @@ class BinaryWeight(WeightQuantizer):
 
     def __init__(self, granularity: str = "per_channel") -> None:
         super().__init__()
-        self.granularity = checked_granularity(granularity)
+        check_granularity(granularity)
+        self.granularity = granularity
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
         return binary.fake_quantize(weight, self.granularity)
@@ -254,7 +246,8 @@ class LearnedLevelsWeight(WeightQuantizer):
 
     def __init__(self, granularity: str = "per_tensor", symmetric: bool = False) -> None:
         super().__init__()
-        self.granularity, self.symmetric = checked_granularity(granularity), symmetric
+        check_granularity(granularity)
+        self.granularity, self.symmetric = granularity, symmetric
 
     def started(self, bits: int) -> bool:
         return f"levels_{bits}" in self._parameters

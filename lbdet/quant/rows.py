@@ -7,14 +7,23 @@ from torch import Tensor
 GRANULARITIES = ("per_tensor", "per_channel")
 
 
-def as_rows(weight: Tensor, granularity: str) -> Tensor:
-    """View a weight `[C, ...]` as `[1, N]` (per_tensor) or `[C, N / C]` (per_channel).
+def check_granularity(granularity: str) -> None:
+    """Refuse what is none of `GRANULARITIES`.
 
     Raises:
         ValueError: an unknown granularity.
     """
     if granularity not in GRANULARITIES:
         raise ValueError(f"granularity must be one of {', '.join(GRANULARITIES)}, got {granularity!r}")
+
+
+def as_rows(weight: Tensor, granularity: str) -> Tensor:
+    """View a weight `[C, ...]` as `[1, N]` (per_tensor) or `[C, N / C]` (per_channel).
+
+    Raises:
+        ValueError: an unknown granularity.
+    """
+    check_granularity(granularity)
     return weight.reshape(1, -1) if granularity == "per_tensor" else weight.reshape(weight.shape[0], -1)
 
 

@@ -58,6 +58,13 @@ def fit(model, train_set, run, chosen, target="W4") -> int:
     return train(model, DetectionTask(), train_set, train_set.data, schedule, chosen, run, 0)
 
 
+def update_once(model, batches, run, **changes) -> None:
+    """Make an update at learning rate 0: the gradients stay to be looked at."""
+    optimizer = build_optimizer(model, "sgd", 0.1, 0.0, 0.0)
+    task, chosen = DetectionTask(), settings(**changes)
+    loop._update(model, task, None, optimizer, 0.0, iter(batches), chosen, CPU, 0, run)
+
+
 def test_the_steps_of_a_training_are_counted_in_updates():
     assert TrainSettings(epochs=3, batch_size=4).total_steps(13) == 9
     assert TrainSettings(epochs=3, batch_size=4, accumulate=2).total_steps(13) == 3
@@ -77,19 +84,7 @@ def test_accumulated_halves_have_the_gradient_of_the_whole_batch(train_set, run)
         model, _ = quantize_model(tiny(), "W4")
         freeze_batch_norm(model)
         set_training_mode(model, "frozen")
-        optimizer = build_optimizer(model, "sgd", 0.1, 0.0, 0.0)
-        loop._update(
-            model,
-            DetectionTask(),
-            None,
-            optimizer,
-            0.0,
-            iter(batches),
-            settings(accumulate=accumulate),
-            CPU,
-            0,
-            run,
-        )
+        update_once(model, batches, run, accumulate=accumulate)
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
@@ -102,20 +97,8 @@ def test_clipping_bounds_the_norm_of_the_gradient(train_set, run):
     for clip in (None, 0.01):
         model = tiny()
         set_training_mode(model, "train")
-        optimizer = build_optimizer(model, "sgd", 0.1, 0.0, 0.0)
         images, targets = zip(*(train_set[0, index] for index in range(3)), strict=True)
-        loop._update(
-            model,
-            DetectionTask(),
-            None,
-            optimizer,
-            0.0,
-            iter([(images, targets)]),
-            settings(clip_norm=clip),
-            CPU,
-            0,
-            run,
-        )
+        update_once(model, [(images, targets)], run, clip_norm=clip)
         norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
     assert norms[0] > 0.1
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
