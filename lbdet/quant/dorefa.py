@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from lbdet.errors import NumericsError
-from lbdet.quant.ste import straight_through
+from lbdet.quant.ste import straight_through, where_at_least, where_inside
 
 MIN_BITS, MAX_BITS = 1, 8
 
@@ -126,8 +126,8 @@ def fake_quantize_activation(x: Tensor, clip: Tensor, bits: int) -> Tensor:
         ValueError: `bits` out of its range.
 
     Gradient:
-        To x: dL/dy where 0 <= x <= clip, both ends included, else 0.
-        To clip: the sum of dL/dy where x >= clip. At x = clip both get it. Below clip the rounded value
+        To x: dL/dy where 0 <= x / clip <= 1, both ends included, else 0.
+        To clip: the sum of dL/dy where x / clip >= 1. At x = clip both get it. Below clip the rounded value
         depends on clip too; PACT ignores that.
     """
     return _ClippedRound.apply(x, clip, _steps(bits))
@@ -145,12 +145,12 @@ class _ClippedRound(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, clip = ctx.saved_tensors
         x = _at_least_float32(x)  # compared in bfloat16, clip itself would be rounded
-        x_grad = clip_grad = None
-        if ctx.needs_input_grad[0]:
-            x_grad = torch.where((x >= 0).logical_and_(x <= clip), grad, 0)
+        wide, share = grad.to(x.dtype), x / clip
+        x_grad = where_inside(wide, share, 0, 1) if ctx.needs_input_grad[0] else None
+        clip_grad = None
         if ctx.needs_input_grad[1]:
-            clip_grad = torch.where(x >= clip, grad, 0).sum(dtype=clip.dtype)
-        return x_grad, clip_grad, None
+            clip_grad = where_at_least(wide, share, 1).sum(dtype=clip.dtype)
+        return None if x_grad is None else x_grad.to(grad.dtype), clip_grad, None
 
 
 def _steps(bits: int) -> int:

@@ -1,7 +1,8 @@
-"""What gradient does a rounding get? The straight-through estimator."""
+"""What gradient does a rounding get? The straight-through estimator, and its fast building blocks."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,3 +37,41 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
         Bengio, Leonard, Courville 2013, arXiv 1308.3432.
     """
     return _StraightThrough.apply(value, quantized)
+
+
+def where_inside(grad: Tensor, x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    """Return `grad` where low <= x <= high, else 0, a new tensor.
+
+    With numbers for bounds it is one fused pass, an order of magnitude faster than comparing and selecting.
+
+    Args:
+        grad: float tensor.
+        x: the shape and dtype of `grad`.
+        low, high: numbers that are exact in x's dtype, or tensors broadcastable to `x`.
+    """
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return torch.where((x >= low) & (x <= high), grad, 0.0)
+    below, above = _next_to(low, -math.inf, x.dtype), _next_to(high, math.inf, x.dtype)
+    return torch.ops.aten.hardtanh_backward(grad, x, below, above)  # its bounds are outside
+
+
+def where_at_least(grad: Tensor, x: Tensor, low: float) -> Tensor:
+    """Return `grad` where low <= x, infinity too, else 0; as `where_inside`."""
+    return torch.ops.aten.threshold_backward(grad, x, _next_to(low, -math.inf, x.dtype))
+
+
+def sum_of_products(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
+    """Return a * b summed to a shape that broadcasts to theirs, a new tensor."""
+    same = a.shape == b.shape and a.stride() == b.stride()
+    if shape.numel() == 1 and same and _is_dense(a):
+        flat_a, flat_b = (t.as_strided((t.numel(),), (1,)) for t in (a, b))
+        return torch.dot(flat_a, flat_b).reshape(shape)  # one pass
+    return (a * b).sum_to_size(shape)
+
+
+def _is_dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _next_to(end: float, to: float, dtype: torch.dtype) -> float:
+    return torch.nextafter(torch.tensor(end, dtype=dtype), torch.tensor(to, dtype=dtype)).item()

@@ -33,6 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from lbdet.errors import NumericsError
 from lbdet.quant.rows import as_rows, per_row
+from lbdet.quant.ste import sum_of_products, where_inside
 
 MIN_BITS, MAX_BITS = 2, 8
 """of weights; affine codes, which activations have, start at 1 bit"""
@@ -246,16 +247,16 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, scale = ctx.saved_tensors
-        grad_x = grad_scale = None
+        grad_scale = None
         steps = _divide(x, scale)
-        level = _clamp_(steps.clone(), ctx.low, ctx.high)
-        outside = level != steps
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.where(outside, 0.0, grad)
+        wide = grad.to(steps.dtype)
+        grad_x = where_inside(wide, steps, ctx.low, ctx.high)
         if ctx.needs_input_grad[1]:
-            slope = level.round_().sub_(steps.masked_fill_(outside, 0)).mul_(grad)
-            grad_scale = slope.sum_to_size(scale.shape).mul_(ctx.gradient_scale).to(scale.dtype)
-        return grad_x, grad_scale, None, None, None
+            level = _clamp_(steps, ctx.low, ctx.high)  # where grad_x is not 0, these are still the steps
+            linear = sum_of_products(grad_x, level, scale.shape)
+            slope = sum_of_products(wide, level.round_(), scale.shape).sub_(linear)
+            grad_scale = slope.mul_(ctx.gradient_scale).to(scale.dtype)
+        return grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
 
 
 class _Positive(torch.autograd.Function):
