@@ -15,8 +15,15 @@ from torch import nn
 from torchvision.models.detection.ssd import SSD
 
 from lbdet.classes import CLASS_LISTS
-from lbdet.config import Config, DataConfig, ScheduleConfig, activation_format, load_config, weight_format
-from lbdet.convert import LayerCoverage, Override, quantize_model, set_float, set_scheduled_precision
+from lbdet.config import Config, DataConfig, activation_format, load_config, weight_format
+from lbdet.convert import (
+    LayerCoverage,
+    Override,
+    find_blocks,
+    quantize_model,
+    set_float,
+    set_scheduled_precision,
+)
 from lbdet.data import DATASETS, LABELLED_DATASETS
 from lbdet.data.augment import build_augmentation
 from lbdet.data.classification import CIFAR, read_cifar
@@ -26,6 +33,7 @@ from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.data.voc import download_voc, read_voc
+from lbdet.engine.phases import PhaseChange
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.task import ClassificationTask, DetectionTask, Task
 from lbdet.engine.train import TrainSettings
@@ -34,7 +42,6 @@ from lbdet.guidance import GUIDANCE, Guidance
 from lbdet.models import MODELS, build_detector
 from lbdet.models.classifiers import CLASSIFIERS, build_classifier
 from lbdet.models.weights import load_into, load_weights
-from lbdet.schedules import SCHEDULES, Schedule
 
 
 @dataclass(frozen=True)
@@ -230,9 +237,14 @@ def check_batch_norm(config: Config, model: nn.Module) -> None:
         )
 
 
-def build_schedule(config: ScheduleConfig) -> Schedule:
-    """Make the schedule of a config."""
-    return SCHEDULES[config.name](config.target)
+def build_blocks(config: Config, model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Find the blocks of a converted model that the config's schedule needs.
+
+    Raises:
+        UserError: a pattern that matches nothing.
+    """
+    stochastic = config.schedule.stochastic
+    return find_blocks(model, stochastic.blocks) if stochastic else {}
 
 
 def build(config: Config, classes: Sequence[str] | None = None) -> Built:
@@ -301,10 +313,10 @@ def build_guidance(config: Config, student: Built) -> Guidance | None:
     guidance = config.guidance
     if guidance is None:
         return None
+    teacher = _teacher(config, guidance.teacher, student)
     return GUIDANCE[guidance.name](
-        student.model, _teacher(config, guidance.teacher, student),
-        logits=guidance.logits, boxes=guidance.boxes, temperature=guidance.temperature,
-    )  # fmt: skip
+        student.model, teacher, **guidance.model_dump(exclude={"name", "teacher"})
+    )
 
 
 def _teacher(config: Config, source: str, student: Built) -> nn.Module:
@@ -330,11 +342,11 @@ def build_settings(config: Config) -> TrainSettings:
         **config.train.model_dump(exclude={"correct_bn", "recalibrate_bn"}),
         batch_norm=config.model.batch_norm,
         eval_every_epochs=config.eval.every_epochs,
+        phase_change=PhaseChange(**config.schedule.phase_change.model_dump()),
     )
 
 
 def _quantized(config: Config, model: nn.Module, classes: tuple[str, ...]) -> Built:
-    schedule = build_schedule(config.schedule)
     overrides = [
         Override(
             pattern,
@@ -351,7 +363,7 @@ def _quantized(config: Config, model: nn.Module, classes: tuple[str, ...]) -> Bu
         model, coverage = quantize_model(model, target, weight, activation, overrides, quantizer.keep_float)
     except UserError as error:
         raise UserError(f"quantizer: {error}") from None
-    for precision in schedule.precisions():
+    for precision in config.schedule.build().precisions():
         set_scheduled_precision(model, precision)
     set_scheduled_precision(model, target)
     return Built(config, _on_device(model), coverage, classes)

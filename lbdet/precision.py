@@ -59,5 +59,9 @@ class Plan:
 
     precision: Mapping[str, Precision] = field(default_factory=dict)
     """by layer name"""
+    target: Mapping[str, Precision] = field(default_factory=dict)
+    """what the phase trains for, by layer name; `precision` differs from it where a layer is left float"""
     phase: int = 0
-    """counts the stretches of unchanged target widths, from 0"""
+    """counts the stretches of unchanged `target`, from 0"""
+    span: range = range(0)
+    """the steps of the phase"""

@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from lbdet.build import (
     build,
-    build_schedule,
     build_settings,
     build_train_set,
     check_batch_norm,
@@ -27,7 +26,7 @@ from lbdet.errors import UserError
 from lbdet.precision import Precision
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 def test_there_are_configs():
@@ -41,7 +40,7 @@ def test_every_config_loads_and_its_classes_are_known(path):
         assert config.data.classes is not None
         classes = named_classes(config.data.classes, "data.classes")
         assert set(config.data.score_classes or ()) <= set(classes)
-    build_schedule(config.schedule)
+    config.schedule.build(config.seed)
     assert build_settings(config).batch_size == config.train.batch_size
 
 

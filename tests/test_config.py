@@ -10,6 +10,7 @@ import yaml
 from lbdet.config import Config, dump_config, load_config, weight_format
 from lbdet.errors import UserError
 from lbdet.precision import FLOAT, Precision
+from lbdet.schedules import Constant, Cyclic, Progressive, Stochastic, TwoStage
 
 TEXT = """
 model: {name: ssd_tiny, weights: null}
@@ -110,7 +111,27 @@ quantizer: {overrides: {"head.*": {precison: W8, weight: {format: lbw, solvr: se
 
 MISTAKES = {
     "guidance={}":
-        "guidance: a term must have a weight, got logits 0 and boxes 0; give logits: 1 or boxes: 1",
+        "guidance: a term must have a weight, got none; give logits: 1, boxes: 1 or features: 1",
+    "guidance={features: 1}": "guidance: features and taps belong together, got features 1.0 and taps []",
+    "guidance={logits: 1, taps: [backbone]}":
+        "guidance: features and taps belong together, got features 0.0 and taps ['backbone']",
+    "guidance={name: mutual, logits: 1}": "guidance.name: must be 'teacher' or 'joint', got 'mutual'",
+    "schedule.name=two-stage":
+        "schedule.name: must be one of 'constant', 'two_stage', 'progressive', 'cyclic', got 'two-stage'",
+    "schedule.share=0.5": "schedule.share: unknown key; closest: 'target'",
+    "schedule={name: two_stage, target: W4, share: 1}": "schedule.share: must be less than 1, got 1",
+    "schedule={name: progressive, target: W4}": "schedule.through: must be given",
+    "schedule={name: progressive, target: W4, through: [W5, w3]}":
+        "schedule.through.1: precision must be 'float' or like W4, W4A8, got 'w3'; write for instance W4",
+    "schedule={name: progressive, target: W4, through: [W5], shares: [1]}":
+        "schedule: shares must be one a width (2), got 1",
+    "schedule={name: progressive, target: W4, through: [W8]}":
+        "schedule: format 'lbw' has no 8-bit weights, got W8; it has W2 to W6",
+    "schedule={name: cyclic, target: W4, start: W3}": "schedule: start must be as wide as target W4, got W3",
+    "schedule={target: W4, stochastic: {untli: 1}}":
+        "schedule.stochastic.untli: unknown key; closest: 'until'",
+    "schedule.phase_change={ranges: keep}":
+        "schedule.phase_change.ranges: must be 'calibrate' or 'rescale', got 'keep'",
     "guidance={logit: 1}": "guidance.logit: unknown key; closest: 'logits'",
     "train.epochs=abc": "train.epochs: must be a whole number, got 'abc'",
     "train.lr=.nan": "train.lr: must be a finite number, got nan",
@@ -252,6 +273,32 @@ def test_a_format_set_by_name_drops_the_keys_of_the_one_it_replaces(load):
     assert same == load()
     both = load(TEXT, "quantizer.weight.format=uniform", "quantizer.weight.granularity=per_tensor")
     assert weight_format(both.quantizer.weight).options["granularity"] == "per_tensor"
+
+
+SCHEDULES = {
+    "{name: two_stage, target: W4A4, share: 0.25}": TwoStage(Precision(4, 4), 0.25),
+    "{name: progressive, through: [float, W5], target: W4, shares: [1, 1, 2], two_stage: true}":
+        Progressive((FLOAT, Precision(5), Precision(4)), (1, 1, 2), True),
+    "{name: cyclic, start: W5A6, target: W4A4, cycles: 3}": Cyclic(Precision(5, 6), Precision(4, 4), 3),
+    "{target: W4, stochastic: {first: 0.2, until: 0.9}}": Stochastic(Constant(Precision(4)), 0.2, 0.9, 7),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_a_schedule_is_built_as_written_and_survives_the_run_folder(load, text, tmp_path):
+    config = load(TEXT, f"schedule={text}")
+    assert config.schedule.build(7) == SCHEDULES[text]
+    copy = tmp_path / "config.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+def test_a_schedule_set_by_name_keeps_what_every_schedule_has_and_drops_the_rest(load):
+    change = {"ranges": "rescale"}
+    cyclic = f"schedule={{name: cyclic, start: W5, target: W2, phase_change: {change}, stochastic: {{}}}}"
+    config = load(TEXT, cyclic, "schedule.name=two_stage")
+    assert config.schedule.build() == Stochastic(TwoStage(Precision(2)))
+    assert config.schedule.phase_change.ranges == "rescale"
 
 
 def test_float_needs_no_width_of_the_format(load):

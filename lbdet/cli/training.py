@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lbdet.build import (
     build,
+    build_blocks,
     build_guidance,
-    build_schedule,
     build_settings,
     build_task,
     build_train_set,
@@ -78,15 +78,14 @@ def train_run(config: Config, run: RunFolder, resume: bool) -> None:
         )
     built = build(config, data.classes)
     check_batch_norm(config, built.model)
-    guidance = build_guidance(config, built)
+    guidance, blocks = build_guidance(config, built), build_blocks(config, built.model)
+    schedule, settings = config.schedule.build(config.seed), build_settings(config)
+    schedule.check(settings.total_steps(len(train_set)))
     run.start(dump_config(config))
     say(f"{len(train_set)} images to train on, {len(val)} to evaluate on; run folder {run.path}")
     if not run.checkpoint.exists():
         correct(built.model, task, data, config.train.correct_bn)
-    steps = train(
-        built.model, task, train_set, val, build_schedule(config.schedule),
-        build_settings(config), run, config.seed, guidance,
-    )  # fmt: skip
+    steps = train(built.model, task, train_set, val, schedule, settings, run, config.seed, guidance, blocks)
     if guidance is not None:
         guidance.close()
     finish(

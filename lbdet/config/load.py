@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lbdet.config.schema import ACTIVATIONS, WEIGHTS, Config, OverrideConfig
+from lbdet.config.schema import ACTIVATIONS, WEIGHTS, Config, ConstantConfig, OverrideConfig
 from lbdet.config.sentences import sentence, short
 from lbdet.errors import UserError
 from lbdet.precision import Precision
@@ -18,7 +18,7 @@ from lbdet.precision import Precision
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a config file and apply `key.path=value` settings (values in YAML).
 
-    Setting a format by name drops the keys of the format that it replaces.
+    Setting a format or a schedule by name drops the keys of the one that it replaces.
 
     Raises:
         UserError: every problem of the file and the settings, one a line.
@@ -45,6 +45,8 @@ def dump_config(config: Config) -> str:
             return _without_none(fields) if isinstance(value, _SPARSE) else fields
         if isinstance(value, Precision):
             return str(value)
+        if isinstance(value, list):
+            return [plain(item) for item in value]
         return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return yaml.safe_dump(plain(config), sort_keys=False)
@@ -110,6 +112,9 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         section = section[key]
     if keys[-1] == "format" and section.get("format") != value:
         section.clear()
+    if keys == ["schedule", "name"] and section.get("name") != value:
+        for key in section.keys() - ConstantConfig.model_fields.keys():  # those that not every schedule has
+            del section[key]
     section[keys[-1]] = value
 
 

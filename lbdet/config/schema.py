@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from lbdet.convert import ActivationFormat, WeightFormat, check_width
 from lbdet.errors import UserError
 from lbdet.precision import Precision
+from lbdet.schedules import Constant, Cyclic, Progressive, Schedule, Stochastic, TwoStage
 
 Granularity = Literal["per_tensor", "per_channel"]
 
@@ -32,6 +33,10 @@ def _name_or_names(value: object) -> object:
     if isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         return value
     raise ValueError(f"must be a name, a file or a list of names, got {value!r:.60}")
+
+
+def _constant_unless_named(value: object) -> object:
+    return {"name": "constant"} | value if isinstance(value, dict) else value
 
 
 def _clip(value: object) -> object:
@@ -188,28 +193,132 @@ class QuantizerConfig(_Section):
     keep_float: list[str] = []
 
 
-class ScheduleConfig(_Section):
-    """How precise each layer is at each step."""
+class StochasticConfig(_Section):
+    """A random share of blocks is quantized at each step, the rest is float; the share rises to 1."""
 
-    name: Literal["constant"] = "constant"
+    first: float = Field(default=0.5, ge=0, le=1)
+    """the share at step 0"""
+    until: float = Field(default=0.8, gt=0, le=1)
+    """share of all updates after which every block is quantized"""
+    blocks: list[str] = []
+    """patterns of module names; empty = found from the module tree"""
+
+
+class PhaseChangeConfig(_Section):
+    """What happens where a schedule goes on to another width."""
+
+    ranges: Literal["calibrate", "rescale"] = "calibrate"
+    """of activations whose width changes: measured on training images, or the clip before at the new width"""
+    reset_momentum: bool = False
+    """forget the optimizer's averages"""
+    restart_lr: bool = True
+    """begin the learning-rate curve, its warm-up too, again for each phase"""
+
+
+class _ScheduleSection(_Section):
+    """How precise each layer is at each step. Every schedule has these keys."""
+
     target: PrecisionText
+    stochastic: StochasticConfig | None = None
+    phase_change: PhaseChangeConfig = PhaseChangeConfig()
+
+    def build(self, seed: int = 0) -> Schedule:
+        """Make the schedule; `seed` is that of the draws of stochastic precision."""
+        if self.stochastic is None:
+            return self.plain()
+        return Stochastic(self.plain(), self.stochastic.first, self.stochastic.until, seed)
+
+    def plain(self) -> Schedule:
+        """Make the schedule without stochastic precision; its ValueErrors are the config's."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _makes_a_schedule(self) -> _ScheduleSection:
+        self.plain()
+        return self
+
+
+class ConstantConfig(_ScheduleSection):
+    """The target from the first step to the last."""
+
+    name: Literal["constant"]
+
+    def plain(self) -> Constant:
+        return Constant(self.target)
+
+
+class TwoStageConfig(_ScheduleSection):
+    """Weights first, then activations too."""
+
+    name: Literal["two_stage"]
+    share: float = Field(default=0.5, gt=0, lt=1)
+    """of the updates, for the weights alone"""
+
+    def plain(self) -> TwoStage:
+        return TwoStage(self.target, self.share)
+
+
+class ProgressiveConfig(_ScheduleSection):
+    """One width after the other."""
+
+    name: Literal["progressive"]
+    through: list[PrecisionText] = Field(min_length=1)
+    """the widths before the target"""
+    shares: list[float] | None = None
+    """of the updates: one a width, the target's too; null = equal"""
+    two_stage: bool = False
+    """whether each width begins with the weights alone"""
+
+    def plain(self) -> Progressive:
+        shares = None if self.shares is None else tuple(self.shares)
+        return Progressive((*self.through, self.target), shares, self.two_stage)
+
+
+class CyclicConfig(_ScheduleSection):
+    """Down from `start` to the target by a bit a stage, several times."""
+
+    name: Literal["cyclic"]
+    start: PrecisionText
+    cycles: int = Field(default=2, ge=1)
+
+    def plain(self) -> Cyclic:
+        return Cyclic(self.start, self.target, self.cycles)
+
+
+ScheduleSection = ConstantConfig | TwoStageConfig | ProgressiveConfig | CyclicConfig
+ScheduleConfig = Annotated[
+    ScheduleSection, Field(discriminator="name"), BeforeValidator(_constant_unless_named)
+]
+SCHEDULES = {get_args(s.model_fields["name"].annotation)[0]: s for s in get_args(ScheduleSection)}
+"""section by name"""
 
 
 class GuidanceConfig(_Section):
-    """What else pulls on the model: a frozen float teacher. Each term has a weight, 0 = off."""
+    """What else pulls on the model: a float teacher, frozen or trained jointly.
 
-    name: Literal["teacher"] = "teacher"
+    Each term has a weight, 0 = off.
+    """
+
+    name: Literal["teacher", "joint"] = "teacher"
     teacher: str = "float"
     """a run's folder, a weights file, or "float": a copy of the model before training"""
     logits: float = Field(default=0.0, ge=0)
     boxes: float = Field(default=0.0, ge=0)
+    features: float = Field(default=0.0, ge=0)
+    """on the maps of `taps`"""
+    taps: list[str] = []
+    """names of modules, such as backbone"""
+    tap_bits: int | None = Field(default=None, ge=2, le=8)
+    """width to which the teacher's maps are rounded first; null = as they are"""
     temperature: float = Field(default=1.0, gt=0)
 
     @model_validator(mode="after")
     def _some_term_is_on(self) -> GuidanceConfig:
-        if not self.logits and not self.boxes:
+        if not self.logits and not self.boxes and not self.features:
+            raise ValueError("a term must have a weight, got none; give logits: 1, boxes: 1 or features: 1")
+        if bool(self.features) != bool(self.taps):
             raise ValueError(
-                "a term must have a weight, got logits 0 and boxes 0; give logits: 1 or boxes: 1"
+                f"features and taps belong together, got features {self.features} and taps {self.taps}"
             )
         return self
 
@@ -274,12 +383,15 @@ class Config(_Section):
     def _formats_can_do_the_widths(self) -> Config:
         quantizer = self.quantizer
         try:
-            self._check(quantizer.weight, quantizer.activation, self.schedule.target, "schedule.target")
+            scheduled = self.schedule.build().precisions()
+            for wanted in scheduled:
+                where = "schedule.target" if wanted == self.schedule.target else "schedule"
+                self._check(quantizer.weight, quantizer.activation, wanted, where)
             for pattern, override in quantizer.overrides.items():
                 weight = override.weight or quantizer.weight
                 activation = override.activation or quantizer.activation
-                wanted = override.precision or self.schedule.target
-                self._check(weight, activation, wanted, f"quantizer.overrides.{pattern}")
+                for wanted in (override.precision,) if override.precision else scheduled:
+                    self._check(weight, activation, wanted, f"quantizer.overrides.{pattern}")
         except UserError as error:
             raise ValueError(str(error)) from None
         return self

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args
 
-from lbdet.config.schema import ACTIVATIONS, WEIGHTS, Config, OverrideConfig
+from lbdet.config.schema import ACTIVATIONS, SCHEDULES, WEIGHTS, Config, OverrideConfig
 from lbdet.errors import closest
 
-_FORMATS = {"weight": WEIGHTS, "activation": ACTIVATIONS}
+_SECTIONS: dict[str, dict[str, Any]] = {
+    "weight": WEIGHTS, "activation": ACTIVATIONS, "schedule": SCHEDULES,
+}  # fmt: skip
+"""the keys whose content depends on a name in it"""
 
 
 def sentence(problem: Any) -> str:
@@ -27,9 +30,10 @@ def sentence(problem: Any) -> str:
             message = str(problem["ctx"]["error"])
             return f"{path}: {message}" if path else message
         case "union_tag_invalid" | "union_tag_not_found":
-            name = got.get("format") if isinstance(got, dict) else got
-            names = ", ".join(repr(format) for format in _FORMATS[keys[-1]])
-            return f"{path}.format: must be one of {names}, got {short(name)}"
+            tag = "name" if keys[-1] == "schedule" else "format"
+            name = got.get(tag) if isinstance(got, dict) else got
+            names = ", ".join(repr(known) for known in _SECTIONS[keys[-1]])
+            return f"{path}.{tag}: must be one of {names}, got {short(name)}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{path}: must be a mapping of keys, got {short(got)}"
         case "too_short":
@@ -51,18 +55,19 @@ def short(value: object) -> str:
 
 
 def _is_tag(location: Sequence[str], i: int) -> bool:
-    """Whether an entry is not a key of the file but the format that pydantic chose a section by."""
-    return i > 0 and location[i] in _FORMATS.get(location[i - 1], {})
+    """Whether an entry is not a key of the file but the name that pydantic chose a section by."""
+    return i > 0 and location[i] in _SECTIONS.get(location[i - 1], {})
 
 
 def _keys_beside(location: Sequence[str]) -> list[str]:
     """Return the keys that exist where an unknown one was written, last in `location`."""
-    if len(location) > 2 and _is_tag(location, len(location) - 2):
-        return list(_FORMATS[location[-3]][location[-2]].model_fields)
-    if "overrides" in location[:-1]:
-        return list(OverrideConfig.model_fields)
     section: Any = Config
-    for key in location[:-1]:
-        section = section.model_fields[key].annotation
-        section = next((s for s in get_args(section) if s is not NoneType), section)  # X | None
+    for i, key in enumerate(location[:-1]):
+        if _is_tag(location, i):
+            section = _SECTIONS[location[i - 1]][key]
+        elif location[i - 1 : i] == ["overrides"]:
+            section = OverrideConfig
+        else:
+            section = section.model_fields[key].annotation
+            section = next((s for s in get_args(section) if s is not NoneType), section)  # X | None
     return list(section.model_fields)

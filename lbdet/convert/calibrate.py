@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 
 import torch
@@ -53,7 +53,12 @@ def correct_bn(model: nn.Module, batches: Batches) -> int:
 
 
 @torch.no_grad()
-def calibrate_activations(model: nn.Module, batches: Batches, use_batch_statistics: bool = False) -> int:
+def calibrate_activations(
+    model: nn.Module,
+    batches: Batches,
+    use_batch_statistics: bool = False,
+    names: Collection[str] | None = None,
+) -> int:
     """Set the range of every layer's input that has one, at the present precision.
 
     All ranges are found at once, on the inputs that the model has with float activations and its weights as
@@ -64,6 +69,7 @@ def calibrate_activations(model: nn.Module, batches: Batches, use_batch_statisti
         batches: called twice; not at all where no layer needs a range.
         use_batch_statistics: normalise by the batch, for a model that is going to be trained that way and
             whose running statistics do not fit its quantized weights yet.
+        names: of the layers whose range is set; the inputs of the others stay as they are. None = all.
 
     Returns:
         The number of images.
@@ -72,7 +78,11 @@ def calibrate_activations(model: nn.Module, batches: Batches, use_batch_statisti
         NumericsError: an input that is not finite.
         UserError: inputs that are never negative, of a format that keeps nothing but the sign.
     """
-    layers = {name: layer for name, layer in quantized_layers(model).items() if _depends_on_data(layer)}
+    layers = {
+        name: layer
+        for name, layer in quantized_layers(model).items()
+        if _depends_on_data(layer) and (names is None or name in names)
+    }
     if not layers:
         return 0
     own = {name: layer.precision for name, layer in layers.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -58,11 +58,32 @@ def set_float(model: nn.Module) -> None:
     set_precision(model, dict.fromkeys(quantized_layers(model), FLOAT))
 
 
-def start_weights(model: nn.Module) -> None:
-    """Set the parameters of every weight quantizer anew, from the weights as they are, at present widths."""
-    for layer in quantized_layers(model).values():
-        if layer.precision.weight_bits is not None:
+def start_weights(model: nn.Module, names: Collection[str] | None = None) -> None:
+    """Set the parameters of weight quantizers anew, from the weights as they are, at present widths.
+
+    Args:
+        names: of layers; None = all.
+    """
+    for name, layer in quantized_layers(model).items():
+        if layer.precision.weight_bits is not None and (names is None or name in names):
             layer.weight_quantizer.start(layer.weight, layer.precision.weight_bits)
+
+
+def rescale_range(model: nn.Module, name: str, bits: int | None) -> bool:
+    """Let a layer's activations clip at its present width where they clip at `bits`.
+
+    Returns:
+        Whether that could be done: not where one of the widths has no range.
+    """
+    layer = quantized_layers(model)[name]
+    quantizer, now = layer.activation_quantizer, layer.precision.act_bits
+    found = None if bits is None or now is None else quantizer.range(bits)
+    if found is None or now is None:
+        return False
+    scale, low, high = found
+    share = ((1 << now) - 1) / (high - low)
+    quantizer.set_range(now, scale / share, round(low * share))
+    return True
 
 
 def settle(model: nn.Module) -> None:

@@ -47,6 +47,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: is no readable checkpoint ({type(error).__name__}); remove it to start the run again"
         ) from None
-    if not isinstance(state, dict) or not {"model", "optimizer", "step", "total_steps"} <= state.keys():
+    if not isinstance(state, dict) or not {"networks", "step", "total_steps"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a run; remove it to start the run again")
     return state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,10 +68,16 @@ def correct(model: nn.Module, task: Task, data: Any, images: int) -> None:
 
 
 def calibrate(
-    model: nn.Module, task: Task, data: Any, images: int, use_batch_statistics: bool = False
+    model: nn.Module,
+    task: Task,
+    data: Any,
+    images: int,
+    use_batch_statistics: bool = False,
+    names: Collection[str] | None = None,
 ) -> None:
     """Set the ranges of activations, if there are any, on `images` images spread over the data set."""
-    seen = calibrate_activations(model, partial(_inputs, model, task, data, images), use_batch_statistics)
+    inputs = partial(_inputs, model, task, data, images)
+    seen = calibrate_activations(model, inputs, use_batch_statistics, names)
     if seen:
         say(f"activations calibrated on {seen} images")
 

@@ -6,7 +6,8 @@ import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from types import FrameType
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ from lbdet.convert import (
     set_precision,
     set_scheduled_precision,
     settle,
-    start_weights,
     uncalibrated,
 )  # fmt: skip
 from lbdet.data.augment import derive_seed
@@ -34,6 +34,7 @@ from lbdet.engine.optim import (
     clipped_parameters,
     lr_factor,
 )  # fmt: skip
+from lbdet.engine.phases import PhaseChange, enter_phase
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.task import Task
@@ -41,6 +42,7 @@ from lbdet.engine.tensorboard import scalars
 from lbdet.errors import NumericsError, UserError
 from lbdet.guidance import Guidance
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
+from lbdet.precision import Plan
 from lbdet.schedules import Schedule
 
 LOG_EVERY = 20
@@ -73,6 +75,7 @@ class TrainSettings:
     calibration_images: int = 64
     batch_norm: Literal["train", "frozen"] = "train"
     eval_every_epochs: int | None = None
+    phase_change: PhaseChange = field(default_factory=PhaseChange)
 
     def updates_per_epoch(self, images: int) -> int:
         """Return the optimizer updates in an epoch of `images`."""
@@ -87,6 +90,21 @@ class TrainSettings:
         """Return batch norm's mode at a step: frozen from `freeze_bn_after`, a share of all steps, on."""
         late = self.freeze_bn_after is not None and step >= self.freeze_bn_after * total
         return "frozen" if late else self.batch_norm
+
+    def lr_at(self, step: int, total: int, phase: range) -> float:
+        """Return the learning rate at a step, whose phase is given."""
+        if self.phase_change.restart_lr:
+            step, total = step - phase.start, len(phase)
+        factor = lr_factor(step, total, self.warmup_steps, self.lr_curve, self.lr_milestones)
+        return self.lr * factor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and its optimizer: the student, and a teacher that learns with it."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
 
 
 class Interrupted(Exception):
@@ -107,8 +125,12 @@ def train(
     run: RunFolder,
     seed: int,
     guidance: Guidance | None = None,
+    blocks: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Train `model` in place, from the run's checkpoint where there is one, until it is to be evaluated.
+
+    Args:
+        blocks: block -> its layers, for stochastic precision, see `lbdet.convert.find_blocks`.
 
     Returns:
         The number of optimizer updates that the whole training has.
@@ -118,19 +140,14 @@ def train(
         Interrupted: SIGINT or SIGTERM came; the checkpoint is that of the last finished update.
         UserError: a damaged image, or a checkpoint of another length of training or model.
     """
-    device = next(model.parameters()).device
     total, per_epoch = settings.total_steps(len(train_set)), settings.updates_per_epoch(len(train_set))
-    if settings.batch_norm == "frozen":
-        freeze_batch_norm(model)
-    layers = scheduled_layers(model)
+    layers, blocks = scheduled_layers(model), blocks or {}
     for precision in schedule.precisions():  # every parameter that a plan can ask for exists from now on
         set_scheduled_precision(model, precision)
-    optimizer = build_optimizer(
-        model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum
-    )
+    networks = [_trained(m, settings) for m in (model, *(guidance.trained if guidance else ()))]
     average = average_start(model) if settings.ema else None
-    start = _resume(run, model, optimizer, average, total)
-    phase = schedule.plan(start - 1, total, layers, {}).phase if start else None
+    start = _resume(run, networks, average, total)
+    before = schedule.plan(start - 1, total, layers, blocks) if start else None
     batches = train_batches(
         train_set,
         settings.batch_size,
@@ -142,19 +159,21 @@ def train(
 
     with _signals() as received, scalars(run.path / "tensorboard", start) as show:
         for step in track(range(start, total), total - start, "train"):
-            plan = schedule.plan(step, total, layers, {})
-            set_precision(model, plan.precision)
+            plan = schedule.plan(step, total, layers, blocks)
             batch_norm = settings.batch_norm_at(step, total)
-            if plan.phase != phase:
-                phase = plan.phase
-                _enter_phase(model, task, train_set.data, settings.calibration_images, batch_norm)
+            if before is None or plan.phase != before.phase:
+                ranges = partial(
+                    calibrate, model, task, train_set.data, settings.calibration_images, batch_norm == "train"
+                )
+                enter_phase(model, before, plan, settings.phase_change, networks[0].optimizer, ranges)
                 average = average_start(model) if settings.ema else None
-            set_training_mode(model, batch_norm)
+            before = plan
+            set_precision(model, plan.precision)
+            for network in networks:
+                set_training_mode(network.model, batch_norm)
             torch.manual_seed(derive_seed("model", seed, step))  # dropout and the samplers of Faster R-CNN
-            rate = settings.lr * lr_factor(
-                step, total, settings.warmup_steps, settings.lr_curve, settings.lr_milestones
-            )
-            losses = _update(model, task, guidance, optimizer, rate, batches, settings, device, step, run)
+            rate = settings.lr_at(step, total, plan.span)
+            losses = _update(networks, task, guidance, rate, batches, settings, step, run)
             if average is not None and settings.ema:
                 average_update(average, model, settings.ema, step)
 
@@ -166,63 +185,67 @@ def train(
             if done % per_epoch == 0:
                 say(f"epoch {done // per_epoch}: step {done}/{total}, loss {losses['loss']:.3f}")
                 if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
-                    record = {"step": done} | _evaluate_on_the_way(model, task, average, val)
+                    record = {"step": done} | _evaluate_on_the_way(model, plan, task, average, val)
                     run.log(record)
                     show(record)
             if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
-                _stop_if_weights_not_finite(model, done, run)
-                run.save_checkpoint(_state(model, optimizer, average, done, total))
+                _stop_if_weights_not_finite(networks, done, run)
+                run.save_checkpoint(_state(networks, average, done, total))
             if received:
                 raise Interrupted(received[0], done)
 
     if average is not None:
         model.load_state_dict(average)
-    set_precision(model, schedule.plan(max(total - 1, 0), total, layers, {}).precision)
+    set_precision(model, schedule.plan(max(total - 1, 0), total, layers, blocks).precision)
     if uncalibrated(model):  # nothing was trained
         calibrate(model, task, train_set.data, settings.calibration_images)
     return total
 
 
-def _enter_phase(
-    model: nn.Module, task: Task, data: Any, images: int, batch_norm: Literal["train", "frozen"]
-) -> None:
-    """Set what quantizers learn from the weights and the data of the moment."""
-    start_weights(model)
-    calibrate(model, task, data, images, use_batch_statistics=batch_norm == "train")
+def _trained(model: nn.Module, settings: TrainSettings) -> Trained:
+    if settings.batch_norm == "frozen":
+        freeze_batch_norm(model)
+    optimizer = build_optimizer(
+        model, settings.optimizer, settings.lr, settings.weight_decay, settings.momentum
+    )
+    return Trained(model, optimizer)
 
 
 def _update(
-    model: nn.Module,
+    networks: Sequence[Trained],
     task: Task,
     guidance: Guidance | None,
-    optimizer: torch.optim.Optimizer,
     rate: float,
     batches: Iterator[tuple[list[Tensor], list[Target]]],
     settings: TrainSettings,
-    device: torch.device,
     step: int,
     run: RunFolder,
 ) -> dict[str, float]:
-    """Make one optimizer update from `accumulate` batches; return the mean losses."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+    """Make one update of every network, the student first, from `accumulate` batches; return mean losses."""
+    student = networks[0].model
+    device = next(student.parameters()).device
+    for network in networks:
+        for group in network.optimizer.param_groups:
+            group["lr"] = rate
+        network.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, float] = {}
     for _ in range(settings.accumulate):
         images, targets = next(batches)
         targets = [{k: v.to(device) for k, v in target.items()} for target in targets]
+        task_losses = partial(task.losses, images=images, targets=targets)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), _told_at(step, run):
-            losses = task.losses(model, images, targets) | quantization_losses(model)
-            losses |= guidance.losses() if guidance is not None else {}
+            losses = task_losses(student) | quantization_losses(student)
+            losses |= guidance.losses(task_losses) if guidance is not None else {}
         loss = torch.stack(list(losses.values())).sum()
         for name, value in [("loss", loss), *losses.items()]:
             sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulate
         _stop_if_not_finite(sums, step, run)
         (loss / settings.accumulate).backward()
-    if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(clipped_parameters(model), settings.clip_norm)
-    optimizer.step()
-    settle(model)
+    for network in networks:
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(clipped_parameters(network.model), settings.clip_norm)
+        network.optimizer.step()
+    settle(student)
     return sums
 
 
@@ -242,9 +265,10 @@ def _stop_if_not_finite(losses: Mapping[str, float], step: int, run: RunFolder) 
     raise NumericsError(f"step {step}: loss is {losses['loss']} ({parts}); {_remedy(run)}")
 
 
-def _stop_if_weights_not_finite(model: nn.Module, step: int, run: RunFolder) -> None:
+def _stop_if_weights_not_finite(networks: Sequence[Trained], step: int, run: RunFolder) -> None:
     """Keep the last good checkpoint good: a finite loss can still have an update that overflows."""
-    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    states = [network.model.state_dict().items() for network in networks]
+    bad = [name for state in states for name, value in state if not value.isfinite().all()]
     if bad:
         raise NumericsError(
             f"step {step}: {bad[0]} and {len(bad) - 1} other tensors are not finite; {_remedy(run)}"
@@ -257,9 +281,10 @@ def _remedy(run: RunFolder) -> str:
 
 
 def _evaluate_on_the_way(
-    model: nn.Module, task: Task, average: Mapping[str, Tensor] | None, val: Any
+    model: nn.Module, plan: Plan, task: Task, average: Mapping[str, Tensor] | None, val: Any
 ) -> dict[str, Any]:
-    """Evaluate the averaged weights where there are some, else the model's, on some images of `val`."""
+    """Evaluate at the phase's target the averaged weights where there are some, else the model's."""
+    set_precision(model, plan.target)
     trained = average_start(model)
     if average is not None:
         model.load_state_dict(average)
@@ -271,24 +296,14 @@ def _evaluate_on_the_way(
 
 
 def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor] | None,
-    step: int,
-    total: int,
+    networks: Sequence[Trained], average: dict[str, Tensor] | None, step: int, total: int
 ) -> dict[str, Any]:
-    return {
-        "model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
-        "step": step, "total_steps": total,
-    }  # fmt: skip
+    states = [{"model": n.model.state_dict(), "optimizer": n.optimizer.state_dict()} for n in networks]
+    return {"networks": states, "average": average, "step": step, "total_steps": total}
 
 
 def _resume(
-    run: RunFolder,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor] | None,
-    total: int,
+    run: RunFolder, networks: Sequence[Trained], average: dict[str, Tensor] | None, total: int
 ) -> int:
     """Load the run's checkpoint, if there is one; return the first step that is left to do."""
     state = run.load_checkpoint()
@@ -302,8 +317,9 @@ def _resume(
             "resume with the data and settings that the run began with"
         )
     try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for network, saved in zip(networks, state["networks"], strict=True):
+            network.model.load_state_dict(saved["model"])
+            network.optimizer.load_state_dict(saved["optimizer"])
         for name, value in (average or {}).items():
             value.copy_(state["average"][name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:

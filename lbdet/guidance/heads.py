@@ -1,7 +1,8 @@
-"""What the heads of two models say of the same input: the student's in its own pass, a teacher's behind it.
+"""What the heads of two models say of the same input.
 
-The teacher sees the student's transformed batch, so both see the same pixels. An SSD's anchors are the same
-in both; a Faster R-CNN's teacher scores the student's own anchors and sampled proposals.
+The student says it in its own forward pass; a frozen teacher is asked behind it, one that is trained has a
+pass of its own. Both see the student's transformed batch. An SSD's anchors are the same in both; a Faster
+R-CNN's teacher scores the student's anchors and sampled proposals.
 """
 
 from __future__ import annotations
@@ -28,30 +29,43 @@ class Scores:
     background: bool
     """whether class 0 is the background"""
 
+    def detach(self) -> Scores:
+        """Return the same without a graph."""
+        boxes = None if self.boxes is None else self.boxes.detach()
+        return Scores(self.logits.detach(), boxes, self.background)
+
 
 class Recorder(ABC):
-    """Keeps what the student's last forward pass saw and said, and asks another model the same."""
+    """Keeps what a model's last forward pass saw and said."""
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self._seen: dict[str, Any] = {}
-        self._handles = self._watch(student)
+        self._handles = self._watch(model)
 
     def close(self) -> None:
-        """Stop watching the student."""
+        """Stop watching the model."""
         for handle in self._handles:
             handle.remove()
         self._seen.clear()
 
     @abstractmethod
-    def student(self) -> list[Scores]:
-        """Return what the student said in its last forward pass, with its graph."""
+    def said(self) -> list[Scores]:
+        """Return what the model said in its last forward pass, with its graph."""
+
+    def said_of(self, student: Recorder) -> list[Scores]:
+        """Return what the model says of the places of `student`, with its graph, after its own forward pass.
+
+        Args:
+            student: the recorder of a model of the same architecture, which saw the same pixels.
+        """
+        return self.said()
 
     @abstractmethod
     def ask(self, teacher: nn.Module) -> list[Scores]:
-        """Return what `teacher` says of the same; it must be in eval mode."""
+        """Return what `teacher` says of the places of this model; it must be in eval mode."""
 
     @abstractmethod
-    def _watch(self, student: nn.Module) -> list[RemovableHandle]: ...
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]: ...
 
     def _input_of(self, module: nn.Module, name: str) -> RemovableHandle:
         return module.register_forward_pre_hook(lambda _, inputs: self._seen.__setitem__(name, inputs))
@@ -63,11 +77,11 @@ class Recorder(ABC):
 class SsdRecorder(Recorder):
     """All anchors of an SSD."""
 
-    def _watch(self, student: nn.Module) -> list[RemovableHandle]:
-        assert isinstance(student, SSD)
-        return [self._input_of(student.backbone, "images"), self._output_of(student.head, "head")]
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
+        assert isinstance(model, SSD)
+        return [self._input_of(model.backbone, "images"), self._output_of(model.head, "head")]
 
-    def student(self) -> list[Scores]:
+    def said(self) -> list[Scores]:
         return [_ssd_scores(self._seen["head"])]
 
     def ask(self, teacher: nn.Module) -> list[Scores]:
@@ -78,40 +92,39 @@ class SsdRecorder(Recorder):
 class FasterRcnnRecorder(Recorder):
     """All anchors of the region proposal network, and the proposals that the student sampled."""
 
-    def _watch(self, student: nn.Module) -> list[RemovableHandle]:
-        assert isinstance(student, FasterRCNN)
-        heads: Any = student.roi_heads
-        rpn: Any = student.rpn
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
+        assert isinstance(model, FasterRCNN)
+        self._model = model
+        heads: Any = model.roi_heads
+        rpn: Any = model.rpn
         return [
-            self._input_of(student.backbone, "images"),
+            self._input_of(model.backbone, "images"),
             self._output_of(rpn.head, "rpn"),
             self._input_of(heads.box_roi_pool, "pool"),
             self._output_of(heads.box_predictor, "predictor"),
         ]
 
-    def student(self) -> list[Scores]:
+    def said(self) -> list[Scores]:
         return [_rpn_scores(*self._seen["rpn"]), _roi_scores(*self._seen["predictor"])]
+
+    def said_of(self, student: Recorder) -> list[Scores]:
+        features, *_ = self._seen["pool"]  # those of its own pass
+        return [_rpn_scores(*self._seen["rpn"]), _score(self._model, features, student)]
 
     def ask(self, teacher: nn.Module) -> list[Scores]:
         assert isinstance(teacher, FasterRCNN)
-        heads: Any = teacher.roi_heads
         rpn: Any = teacher.rpn
         features = teacher.backbone(*self._seen["images"])
-        _, proposals, sizes = self._seen["pool"]
-        pooled = heads.box_roi_pool(features, proposals, sizes)
-        return [
-            _rpn_scores(*rpn.head(list(features.values()))),
-            _roi_scores(*heads.box_predictor(heads.box_head(pooled))),
-        ]
+        return [_rpn_scores(*rpn.head(list(features.values()))), _score(teacher, features, self)]
 
 
 class ClassifierRecorder(Recorder):
     """The logits of a classifier."""
 
-    def _watch(self, student: nn.Module) -> list[RemovableHandle]:
-        return [self._input_of(student, "images"), self._output_of(student, "logits")]
+    def _watch(self, model: nn.Module) -> list[RemovableHandle]:
+        return [self._input_of(model, "images"), self._output_of(model, "logits")]
 
-    def student(self) -> list[Scores]:
+    def said(self) -> list[Scores]:
         return [Scores(self._seen["logits"], None, background=False)]
 
     def ask(self, teacher: nn.Module) -> list[Scores]:
@@ -140,5 +153,12 @@ def _rpn_scores(objectness: list[Tensor], deltas: list[Tensor]) -> Scores:
     return Scores(logits, boxes, background=False)
 
 
+def _score(model: FasterRCNN, features: dict[str, Tensor], student: Recorder) -> Scores:
+    """Return what `model` says of the student's proposals on feature maps of its own."""
+    heads: Any = model.roi_heads
+    _, proposals, sizes = student._seen["pool"]
+    return _roi_scores(*heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, sizes))))
+
+
 def _roi_scores(logits: Tensor, deltas: Tensor) -> Scores:
-    return Scores(logits, deltas.view(len(deltas), -1, 4), background=True)
+    return Scores(logits, deltas.view(*logits.shape, 4), background=True)

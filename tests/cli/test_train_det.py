@@ -354,7 +354,7 @@ def test_resuming_a_checkpoint_of_another_model_is_refused(train, tmp_path):
     train(output="run")
     (tmp_path / "run/metrics.json").unlink()
     state = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
-    state["model"].pop("backbone.stem.0.weight")
+    state["networks"][0]["model"].pop("backbone.stem.0.weight")
     torch.save(state, tmp_path / "run/checkpoint.pt")
     result = train(resume=True)
     assert result.code == 2

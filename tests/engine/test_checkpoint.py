@@ -11,15 +11,17 @@ import torch
 from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from lbdet.errors import UserError
 
-STATE = {"model": {"a": torch.arange(1000.0)}, "optimizer": {}, "step": 3, "total_steps": 9, "average": None}
+STATE = {"networks": [{"model": {"a": torch.arange(1000.0)}, "optimizer": {}}], "step": 3, "total_steps": 9}
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, STATE)
     loaded = load_checkpoint(path)
-    assert torch.equal(loaded.pop("model")["a"], STATE["model"]["a"])
-    assert loaded == {key: value for key, value in STATE.items() if key != "model"}
+    saved, expected = loaded.pop("networks"), STATE["networks"]
+    assert torch.equal(saved[0]["model"].pop("a"), expected[0]["model"]["a"])
+    assert saved == [{"model": {}, "optimizer": {}}]
+    assert loaded == {key: value for key, value in STATE.items() if key != "networks"}
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
@@ -69,7 +71,7 @@ def test_a_file_that_is_no_checkpoint_is_told(tmp_path, content):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("state", [{"model": {}}, [1, 2], torch.zeros(2)])
+@pytest.mark.parametrize("state", [{"networks": []}, [1, 2], torch.zeros(2)])
 def test_a_file_of_something_else_is_told(tmp_path, state):
     path = tmp_path / "checkpoint.pt"
     torch.save(state, path)

@@ -23,7 +23,6 @@ from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
 from lbdet.precision import Precision
 from lbdet.schedules import Constant
 
-CPU = torch.device("cpu")
 QUICK = TrainSettings(max_steps=2, batch_size=4, warmup_steps=0, workers=0, lr=0.01)
 
 
@@ -60,9 +59,8 @@ def fit(model, train_set, run, chosen, target="W4") -> int:
 
 def update_once(model, batches, run, **changes) -> None:
     """Make an update at learning rate 0: the gradients stay to be looked at."""
-    optimizer = build_optimizer(model, "sgd", 0.1, 0.0, 0.0)
-    task, chosen = DetectionTask(), settings(**changes)
-    loop._update(model, task, None, optimizer, 0.0, iter(batches), chosen, CPU, 0, run)
+    network = loop.Trained(model, build_optimizer(model, "sgd", 0.1, 0.0, 0.0))
+    loop._update([network], DetectionTask(), None, 0.0, iter(batches), settings(**changes), 0, run)
 
 
 def test_the_steps_of_a_training_are_counted_in_updates():
@@ -127,7 +125,9 @@ def test_the_schedule_sets_the_precision_in_training_and_at_the_end(train_set, r
     seen = []
     update = loop._update
     monkeypatch.setattr(
-        loop, "_update", lambda model, *rest: (seen.append(precisions(model)), update(model, *rest))[1]
+        loop,
+        "_update",
+        lambda networks, *rest: (seen.append(precisions(networks[0].model)), update(networks, *rest))[1],
     )
     fit(model, train_set, run, QUICK, target)
     assert seen == [{target}, {target}]
@@ -208,11 +208,11 @@ def tiny_w4() -> torch.nn.Module:
 def test_an_overflow_keeps_the_last_good_checkpoint(train_set, run, monkeypatch):
     update = loop._update
 
-    def overflow(model, *rest):
-        losses = update(model, *rest)
+    def overflow(networks, *rest):
+        losses = update(networks, *rest)
         if rest[-2] == 2:
             with torch.no_grad():
-                model.backbone.stem[0].weight[0, 0, 0, 0] = float("inf")
+                networks[0].model.backbone.stem[0].weight[0, 0, 0, 0] = float("inf")
         return losses
 
     monkeypatch.setattr(loop, "_update", overflow)

@@ -1,0 +1,73 @@
+"""How far is what one model says from what another one shows? Distillation on the outputs of the heads.
+
+    L_logits = T^2 * sum_i KL(softmax(t_i / T) || softmax(s_i / T)) / n
+    L_boxes  = sum_i o_i * |d_i - e_i|_1 / n                       (smooth below a difference of 1)
+
+over all places i (anchors, proposals, images), with the teacher's logits t and deltas e and the student's s
+and d. o_i is the teacher's probability that place i holds an object, and n = sum_i o_i the number of places
+that do, as it sees it, at least 1. So the loss is one an object, as the detectors' own losses are, and boxes
+count where there is something to box. A classifier has o_i = 1. In joint training each of the two models is
+the other's teacher.
+
+Reference:
+    Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lbdet.guidance.heads import Scores
+
+
+def objects(teacher: Scores) -> Tensor:
+    """Return the probability that each place holds an object, as the teacher sees it, float32 `[N]`."""
+    logits = teacher.logits.float()
+    if logits.shape[1] == 1:
+        return logits[:, 0].sigmoid()
+    if teacher.background:
+        return 1 - logits.softmax(1)[:, 0]
+    return torch.ones_like(logits[:, 0])
+
+
+def logits_loss(student: Scores, teacher: Scores, temperature: float) -> Tensor:
+    """Return L_logits, float32 `[]`; 0 without places.
+
+    A single logit stands for two classes, of which the other one has logit 0.
+
+    Gradient:
+        The formula's, to both; detach the one that is not to learn.
+    """
+    s, t = (_log_probabilities(scores.logits.float() / temperature) for scores in (student, teacher))
+    divergence = F.kl_div(s, t, reduction="sum", log_target=True)
+    return temperature**2 * divergence / objects(teacher).sum().clamp_min(1)
+
+
+def boxes_loss(student: Scores, teacher: Scores) -> Tensor:
+    """Return L_boxes, float32 `[]`; 0 without places.
+
+    Deltas of several classes count by the teacher's probability of each.
+
+    Gradient:
+        As in `logits_loss`.
+    """
+    assert student.boxes is not None
+    assert teacher.boxes is not None
+    difference = F.smooth_l1_loss(student.boxes.float(), teacher.boxes.float(), reduction="none").sum(-1)
+    share = objects(teacher) if difference.ndim == 1 else _of_classes(teacher)
+    return (difference * share).sum() / objects(teacher).sum().clamp_min(1)
+
+
+def _of_classes(teacher: Scores) -> Tensor:
+    """Return the teacher's probability of each class, none of the background, float32 `[N, C]`."""
+    probabilities = teacher.logits.float().softmax(1).clone()
+    probabilities[:, 0] = 0
+    return probabilities
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    if logits.shape[1] == 1:
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+    return logits.log_softmax(1)
