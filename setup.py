@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.14"],
+        "ray": ["ray>=2.9"],
         "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pyright>=1.1.380"],
     },
     entry_points={"console_scripts": ["lbdet=lbdet.cli:main"]},

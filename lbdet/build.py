@@ -314,9 +314,7 @@ def build_guidance(config: Config, student: Built) -> Guidance | None:
     if guidance is None:
         return None
     teacher = _teacher(config, guidance.teacher, student)
-    return GUIDANCE[guidance.name](
-        student.model, teacher, **guidance.model_dump(exclude={"name", "teacher"})
-    )
+    return GUIDANCE[guidance.name](student.model, teacher, **guidance.model_dump(exclude={"name", "teacher"}))
 
 
 def _teacher(config: Config, source: str, student: Built) -> nn.Module:

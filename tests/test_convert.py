@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lbdet.convert import (
     coverage,
     coverage_json,
     coverage_summary,
+    hold_weights,
     model_bytes,
     quantize_model,
     quantized_layers,
@@ -23,9 +25,10 @@ from lbdet.convert import (
     set_precision,
     set_scheduled_precision,
 )
-from lbdet.errors import UserError
+from lbdet.errors import NumericsError, UserError
 from lbdet.models import MODELS, build_detector
 from lbdet.nn import (
+    FORMATS,
     ActivationQuantizer,
     BinaryActivation,
     LbwWeight,
@@ -380,3 +383,52 @@ def test_a_converted_detector_at_full_precision_is_the_original_bit_for_bit(dete
     assert not torch.equal(rounded["scores"], expected["scores"])
     assert list(detector.state_dict()) == keys
     assert len(quantized_layers(detector)) == len(weighted)
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if FORMATS[name].weight])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_coverage_counts_the_weights_of_each_level(format, bits):
+    if bits not in FORMATS[format].weight.widths:
+        pytest.skip(f"{format} has no {bits}-bit weights")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 2))
+    model, report = quantize_model(model, Precision(bits), WeightFormat(format))
+    for layer, found in zip(model, report, strict=True):
+        quantized = layer.weight_quantizer.quantize(layer.weight, bits)
+        levels = quantized.levels.view(-1, quantized.levels.shape[-1])
+        assert sum(found.counts) == found.weights
+        assert found.levels == tuple(levels.mean(0).tolist())
+        assert found.symbols == len(set(quantized.codes.flatten().tolist()))
+        assert found.stored_bits == layer.weight_quantizer.stored_bits(layer.weight, bits)
+        order = quantized.dequantize().flatten()[quantized.level_index.flatten().argsort()]
+        if levels.shape[0] == 1 and layer.weight_quantizer.granularity == "per_tensor":
+            assert torch.equal(order, order.sort().values)
+        signs = quantized.dequantize().sign().flatten()
+        if format in ("lbw", "dorefa", "binary"):
+            assert torch.equal(signs, levels[0][quantized.level_index.flatten()].sign())
+
+
+def test_held_weights_are_the_quantized_ones_and_are_quantized_once(monkeypatch):
+    torch.manual_seed(0)
+    model = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)), "W2")[0].eval()
+    x, calls = torch.rand(1, 3, 8, 8), []
+    forward = LbwWeight.forward
+    monkeypatch.setattr(LbwWeight, "forward", lambda *a: (calls.append(1), forward(*a))[1])
+    expected = model(x)
+    calls.clear()
+    with hold_weights(model):
+        assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected)
+    assert len(calls) == 2
+    with torch.no_grad():
+        model[0].weight.mul_(-1)
+    assert not torch.equal(model(x), expected)
+
+
+def test_weights_are_not_held_after_an_error():
+    model, _ = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)), "W2")
+    with torch.no_grad():
+        model[1].weight[0] = math.nan
+    with pytest.raises(NumericsError), hold_weights(model):
+        pass
+    assert all(layer.held_weight is None for layer in quantized_layers(model).values())

@@ -17,15 +17,18 @@ LAYERS = {
     "schedules": 3, "guidance": 3,
     "engine": 4,
     "deploy": 5, "report": 5,
-    "config": 6, "build": 6,
+    "config": 6, "build": 6, "experiment": 6,
     "sweep": 7,
     "cli": 8,
 }  # fmt: skip
-WITHIN_A_LAYER = {("precision", "errors"), ("quant", "errors"), ("build", "config")}
-"""Pairs of one layer of which the first may import the second: errors, and the schema that `build` reads."""
+WITHIN_A_LAYER = {
+    ("precision", "errors"), ("quant", "errors"), ("build", "config"), ("experiment", "config"),
+    ("experiment", "build"),
+}  # fmt: skip
+"""Pairs of one layer of which the first may import the second: errors, the schema that `build` reads, ..."""
 ONLY = {"schedules": {"precision", "errors", "schedules"}, "quant": {"errors", "quant"}}
 """Pure parts, and all that they may import."""
-SCHEMA_READERS = {"config", "build", "cli"}
+SCHEMA_READERS = {"config", "build", "experiment", "sweep", "cli"}
 MODULES = sorted(ROOT.glob("lbdet/**/*.py"))
 
 

@@ -18,6 +18,8 @@ VERBS = {
     "eval-det": "lbdet.cli.eval_det",
     "train-cls": "lbdet.cli.train_cls",
     "eval-cls": "lbdet.cli.eval_cls",
+    "schedule": "lbdet.cli.schedule",
+    "sweep-bits": "lbdet.cli.sweep_bits",
     "visualize": "lbdet.cli.visualize",
     "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",

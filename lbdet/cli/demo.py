@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lbdet.cli import exit_code
-from lbdet.cli.training import train_run
 from lbdet.cli.visualize import visualize
 from lbdet.config import load_config
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
+from lbdet.experiment import train_run
 
 FINE_TUNE = ("train.epochs=6", "train.lr=1.0e-3", "train.warmup_steps=10")
 PICTURES = 6

@@ -8,25 +8,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from lbdet.build import (
-    build,
-    build_blocks,
-    build_guidance,
-    build_settings,
-    build_task,
-    build_train_set,
-    check_batch_norm,
-    check_kind,
-    download,
-    read_data,
-)  # fmt: skip
+from lbdet.build import check_kind, download
 from lbdet.cli import exit_code
-from lbdet.config import Config, dump_config, load_config
-from lbdet.engine.finish import correct, finish
-from lbdet.engine.progress import say
+from lbdet.config import load_config
 from lbdet.engine.run_folder import RunFolder
-from lbdet.engine.train import train
-from lbdet.errors import UserError
+from lbdet.experiment import train_run
 
 
 def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool) -> int:
@@ -55,45 +41,3 @@ def _train(args: argparse.Namespace, run: RunFolder, classification: bool) -> No
     if args.download:
         download(config.data)
     train_run(config, run, args.resume)
-
-
-def train_run(config: Config, run: RunFolder, resume: bool) -> None:
-    """Train what a config describes into a run folder and evaluate it;
-    nothing happens if that was done already.
-    """
-    run.refuse(resume)
-    if run.config.exists() and load_config(run.config) != config:
-        raise UserError(
-            f"{run.path}: the run has another config; resume it with --config {run.config} and no --set"
-        )
-    if run.finished:
-        say(f"{run.path}: is finished already; nothing to do")
-        return
-    train_set, val = build_train_set(config), read_data(config.data, config.data.val)
-    task, data = build_task(config), train_set.data
-    if val.classes != data.classes:
-        raise UserError(
-            f"data.val: must have the classes of data.train, got {len(val.classes)} and {len(data.classes)} "
-            "that are not the same; name them in data.classes"
-        )
-    built = build(config, data.classes)
-    check_batch_norm(config, built.model)
-    guidance, blocks = build_guidance(config, built), build_blocks(config, built.model)
-    schedule, settings = config.schedule.build(config.seed), build_settings(config)
-    schedule.check(settings.total_steps(len(train_set)))
-    run.start(dump_config(config))
-    say(f"{len(train_set)} images to train on, {len(val)} to evaluate on; run folder {run.path}")
-    if not run.checkpoint.exists():
-        correct(built.model, task, data, config.train.correct_bn)
-    steps = train(built.model, task, train_set, val, schedule, settings, run, config.seed, guidance, blocks)
-    if guidance is not None:
-        guidance.close()
-    finish(
-        built.model, task, data, val, run,
-        architecture=config.model.name,
-        max_images=config.eval.max_images,
-        batch_size=config.eval.batch_size,
-        recalibrate_images=config.train.recalibrate_bn,
-        keep_float=config.quantizer.keep_float,
-        facts={"precision": str(config.schedule.target), "steps": steps, "seed": config.seed},
-    )  # fmt: skip

@@ -6,6 +6,7 @@ from lbdet.convert.blocks import find_blocks
 from lbdet.convert.calibrate import calibrate_activations, correct_bn, uncalibrated
 from lbdet.convert.layers import (
     check_width,
+    hold_weights,
     quantization_losses,
     quantized_layers,
     rescale_range,
@@ -27,7 +28,8 @@ from lbdet.convert.report import (
 
 __all__ = [
     "ActivationFormat", "LayerCoverage", "Override", "WeightFormat", "calibrate_activations", "check_width",
-    "correct_bn", "coverage", "coverage_json", "coverage_summary", "find_blocks", "model_bytes",
-    "quantization_losses", "quantize_model", "quantized_layers", "rescale_range", "scheduled_layers",
-    "set_float", "set_precision", "set_scheduled_precision", "settle", "start_weights", "uncalibrated",
+    "correct_bn", "coverage", "coverage_json", "coverage_summary", "find_blocks", "hold_weights",
+    "model_bytes", "quantization_losses", "quantize_model", "quantized_layers", "rescale_range",
+    "scheduled_layers", "set_float", "set_precision", "set_scheduled_precision", "settle", "start_weights",
+    "uncalibrated",
 ]  # fmt: skip

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from lbdet.errors import UserError, closest
 from lbdet.nn import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
+from lbdet.nn.layers import quantized_weight
 from lbdet.precision import FLOAT, Precision
 
 
@@ -91,6 +94,20 @@ def settle(model: nn.Module) -> None:
     for layer in quantized_layers(model).values():
         if layer.precision.weight_bits is not None:
             layer.weight_quantizer.settle(layer.weight, layer.precision.weight_bits)
+
+
+@contextmanager
+def hold_weights(model: nn.Module) -> Iterator[None]:
+    """Quantize all weights once, and not at every forward pass inside; neither they nor widths may change."""
+    layers = [layer for layer in quantized_layers(model).values() if layer.precision.weight_bits is not None]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.held_weight = quantized_weight(layer)
+        yield
+    finally:
+        for layer in layers:
+            layer.held_weight = None
 
 
 def quantization_losses(model: nn.Module) -> dict[str, Tensor]:

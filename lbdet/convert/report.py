@@ -29,8 +29,12 @@ class LayerCoverage:
     format: str | None = None
     solver: str | None = None
     granularity: str | None = None
-    levels: int | None = None
-    """representable values"""
+    stored_bits: int | None = None
+    """of the packed codes and the scales, or of the float weights"""
+    levels: tuple[float, ...] | None = None
+    """the sorted representable values, at scale 1 where there is one; means where channels have their own"""
+    counts: tuple[int, ...] | None = None
+    """how many weights have each level"""
     symbols: int | None = None
     """different codes in use"""
     zeros: float | None = None
@@ -103,7 +107,8 @@ def _why_float(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> str:
 def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> LayerCoverage:
     kind = "linear" if isinstance(layer, nn.Linear) else type(layer).__name__.removeprefix("Quant").lower()
     assert isinstance(layer.weight, Tensor)
-    base = LayerCoverage(name, kind, tuple(layer.weight.shape), layer.weight.numel(), None)
+    shape, weights = tuple(layer.weight.shape), layer.weight.numel()
+    base = LayerCoverage(name, kind, shape, weights, None, stored_bits=32 * weights)
     if not isinstance(layer, (QuantConv2d, QuantLinear)):
         return replace(base, reason=_why_float(name, layer, keep_float))
     quantizer, bits = layer.weight_quantizer, layer.precision.weight_bits
@@ -115,11 +120,15 @@ def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) ->
     weight, norm = layer.weight.double(), layer.weight.double().square().sum().item()
     dequantized = quantized.dequantize().double()
     error = (dequantized - weight).square().sum().item()
+    levels = quantized.levels.view(-1, quantized.levels.shape[-1])
+    counts = quantized.level_index.flatten().bincount(minlength=levels.shape[1]).tolist()
     return replace(
         base,
         bits=bits,
-        levels=quantized.levels.shape[-1],
-        symbols=quantized.codes.unique().numel(),
+        stored_bits=quantizer.stored_bits(layer.weight, bits),
+        levels=tuple(levels.mean(0).tolist()),
+        counts=tuple(counts),
+        symbols=sum(count > 0 for count in counts),
         zeros=(dequantized == 0).double().mean().item(),
         squared_error=error / norm if norm > 0 else 0.0,
     )

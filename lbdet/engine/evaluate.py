@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lbdet.convert import hold_weights
 from lbdet.data.loader import EvalSet, eval_batches
 from lbdet.data.records import DetectionData
 from lbdet.engine.progress import track
@@ -52,8 +53,9 @@ def detect(model: nn.Module, data: DetectionData, batch_size: int, workers: int 
     device = next(model.parameters()).device
     batches = -(-len(data.records) // batch_size)
     detections: Detections = []
-    for images in track(image_batches(data, batch_size, workers, device), batches, "evaluate"):
-        detections += [{k: v.cpu().numpy() for k, v in found.items()} for found in model(images)]
+    with hold_weights(model):
+        for images in track(image_batches(data, batch_size, workers, device), batches, "evaluate"):
+            detections += [{k: v.cpu().numpy() for k, v in found.items()} for found in model(images)]
     return detections
 
 

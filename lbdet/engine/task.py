@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lbdet.convert import hold_weights
 from lbdet.data.labelled import LabelledData, LabelledEvalSet, stack_images
 from lbdet.data.loader import Target, eval_batches
 from lbdet.data.records import DetectionData
@@ -90,7 +91,8 @@ class ClassificationTask:
         model.eval()
         batches = -(-len(data) // batch_size)
         inputs = track(self.inputs(data, batch_size, _device(model)), batches, "evaluate")
-        logits = torch.cat([model(images).float().cpu() for images in inputs])
+        with hold_weights(model):
+            logits = torch.cat([model(images).float().cpu() for images in inputs])
         return top_k(logits, data.labels) | {"images": len(data)}, {}
 
 

@@ -16,8 +16,8 @@ Reference:
     low-bitwidth weights and activations", arXiv 1908.04680.
 
 Differs from the paper:
-    It compares feature maps, this also the heads' outputs. That the teacher learns from the student's map with
-    its own as it is, not quantized, is our reading.
+    It compares feature maps, this also the heads' outputs. That the teacher learns from the student's map
+    with its own as it is, not quantized, is our reading.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ class QuantConv2d(nn.Conv2d):
     precision: Precision
     scheduled: bool
     """whether a plan may change `precision`; an override with a width of its own says no"""
+    held_weight: Tensor | None = None
+    """the quantized weight while it is known not to change, see `lbdet.convert.hold_weights`"""
     channel_dim = -3
     """of the input"""
 
@@ -61,6 +63,7 @@ class QuantLinear(nn.Linear):
     activation_quantizer: ActivationQuantizer
     precision: Precision
     scheduled: bool
+    held_weight: Tensor | None = None
     channel_dim = -1
 
     @classmethod
@@ -90,6 +93,8 @@ def quantized_weight(layer: QuantLayer) -> Tensor:
     """Return the weight that the layer computes with now:
     the float parameter itself, or its fake-quantized values.
     """
+    if layer.held_weight is not None:
+        return layer.held_weight
     bits = layer.precision.weight_bits
     return layer.weight if bits is None else layer.weight_quantizer(layer.weight, bits)
 

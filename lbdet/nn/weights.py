@@ -32,6 +32,11 @@ class Quantized(Protocol):
         """The sorted representable values, float32: at scale 1, or as they are where levels are learned."""
         ...
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        ...
+
     def dequantize(self) -> Tensor:
         """Return float32 values, the weight's shape."""
         ...

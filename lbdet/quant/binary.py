@@ -47,6 +47,11 @@ class BinaryTensor:
         """The two representable values at scale 1, float32 `[2]`."""
         return levels()
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        return (self.codes.long() + 1) // 2
+
     def dequantize(self) -> Tensor:
         """Return scale * code, float32, the weight's shape, a new tensor."""
         return self.codes * per_row(self.scale, self.codes.ndim)

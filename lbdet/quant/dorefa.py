@@ -54,6 +54,11 @@ class DorefaTensor:
         """The sorted representable values at scale 1, float32 `[2^bits]`."""
         return levels(self.bits)
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        return self.codes.long() + (_steps(self.bits) + 1) // 2
+
     def dequantize(self) -> Tensor:
         """Return scale * level, float32, the weight's shape, a new tensor."""
         return _level(self.codes.float(), self.bits).mul_(self.scale)

@@ -69,6 +69,12 @@ class LBWTensor:
         """The sorted representable values at scale 1, float32 `[2 n + 1]`."""
         return levels(self.bits)
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        n, codes = magnitudes(self.bits), self.codes.long()
+        return n + codes.sign() * (n + 1 - codes.abs())
+
     def dequantize(self) -> Tensor:
         """Return the float32 values +-2^(s-k) or 0, the weight's shape, a new tensor."""
         codes = self.codes.to(torch.int32)

@@ -64,6 +64,11 @@ class LevelsTensor:
         """The sorted representable values, float32 `[K]` of one row, else `[C, K]`; a view of the table."""
         return self.table[0] if len(self.table) == 1 else self.table
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        return self.codes.long() + (1 << (self.bits - 1))
+
     def dequantize(self) -> Tensor:
         """Return the level of each code, float32, the weight's shape, a new tensor."""
         index = self.codes.long() + (1 << (self.bits - 1))

@@ -60,6 +60,11 @@ class UniformTensor:
         """The sorted codes as float32."""
         return levels(self.bits, self.symmetric)
 
+    @property
+    def level_index(self) -> Tensor:
+        """Which of the sorted levels each code stands for, int64, the weight's shape."""
+        return self.codes.long() - code_range(self.bits, self.symmetric)[0]
+
     def dequantize(self) -> Tensor:
         """Return scale * (code - zero_point), float32, the weight's shape, a new tensor."""
         ndim = self.codes.ndim
@@ -252,9 +257,10 @@ class _FakeQuantize(torch.autograd.Function):
         wide = grad.to(steps.dtype)
         grad_x = where_inside(wide, steps, ctx.low, ctx.high)
         if ctx.needs_input_grad[1]:
-            level = _clamp_(steps, ctx.low, ctx.high)  # where grad_x is not 0, these are still the steps
-            linear = sum_of_products(grad_x, level, scale.shape)
-            slope = sum_of_products(wide, level.round_(), scale.shape).sub_(linear)
+            level = _clamp_(steps, ctx.low, ctx.high)  # inside these are still the steps
+            rounding = level.round().sub_(level)
+            slope = sum_of_products(wide, rounding, scale.shape)
+            slope += sum_of_products(wide - grad_x, level, scale.shape)  # outside
             grad_scale = slope.mul_(ctx.gradient_scale).to(scale.dtype)
         return grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
 

@@ -71,7 +71,7 @@ def test_a_run_leaves_its_files_and_is_evaluated_again_to_the_same_numbers(
         8,
         "uniform",
     )
-    assert (coverage["fc"]["bits"], coverage["fc"]["levels"], coverage["fc"]["act_bits"]) == (2, 4, 2)
+    assert (coverage["fc"]["bits"], len(coverage["fc"]["levels"]), coverage["fc"]["act_bits"]) == (2, 4, 2)
     assert coverage["fc"]["act_scale"] > 0
     again = call(
         eval_cls.main, "--run", run, "--precision", "W2A2", "W4A8", "float", "--output", tmp_path / "e.json"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
-from lbdet.quant.ste import straight_through
+from lbdet.quant.ste import straight_through, sum_of_products, where_at_least, where_inside
 
 
 def test_the_values_are_the_quantized_ones_bit_for_bit_and_without_a_copy() -> None:
@@ -31,3 +34,30 @@ def test_a_loss_of_the_result_has_the_gradient_at_the_quantized_weights() -> Non
     straight_through(value, quantized).square().sum().backward()
     assert value.grad is not None
     assert torch.equal(value.grad, 2 * quantized)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ends", [(0.0, 3.0), (-8.0, 7.0), (-1.0, 0.0)])
+def test_the_gradient_passes_between_the_ends_and_at_them_but_not_next_to_them(ends, dtype) -> None:
+    low, high = (torch.tensor(end, dtype=dtype) for end in ends)
+    infinity = torch.tensor(math.inf, dtype=dtype)
+    inside = [low, high, low.nextafter(infinity), high.nextafter(-infinity), (low + high) / 2]
+    outside = [low.nextafter(-infinity), high.nextafter(infinity), infinity, -infinity]
+    x = torch.stack([*inside, *outside] * 5)  # long enough for vector instructions and the rest behind them
+    grad = torch.arange(1, 46, dtype=dtype)
+    expected = grad * torch.tensor(([1.0] * 5 + [0.0] * 4) * 5, dtype=dtype)
+    assert torch.equal(where_inside(grad, x, *ends), expected)
+    assert torch.equal(where_inside(grad, x, low.expand(45), high.expand(45)), expected)
+    above = grad * (x >= low)
+    assert torch.equal(where_at_least(grad, x, ends[0]), above)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_sum_of_products_is_the_same_in_every_layout(layout) -> None:
+    a, b = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    for one, other in ((a, b), (a, b[:, :1]), (a, b.expand(2, 3, 4, 5).transpose(0, 0))):
+        one, other = one.to(memory_format=layout), other.expand(a.shape)
+        for shape in ((), (1,), (1, 1, 1, 1), (3, 1, 1), (2, 1, 1, 1)):
+            found = sum_of_products(one, other, torch.Size(shape))
+            assert found.shape == shape
+            torch.testing.assert_close(found, (a * other).sum_to_size(shape), rtol=1e-5, atol=1e-5)

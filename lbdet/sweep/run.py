@@ -1,0 +1,97 @@
+"""One cell of a sweep: its run folder is trained, continued or found finished, and its latency measured."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbdet.build import build_task, is_classification, load_run, read_data
+from lbdet.config import Config, load_config
+from lbdet.engine.latency import latency_ms
+from lbdet.engine.run_folder import RunFolder
+from lbdet.errors import NumericsError, UserError
+from lbdet.experiment import train_run
+from lbdet.sweep.cells import Cell
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all cells share."""
+
+    config: str
+    """the file"""
+    settings: tuple[str, ...]
+    """`--set` for every cell"""
+    folder: Path
+    """holds sweep.json and cells/"""
+
+    @property
+    def cells(self) -> Path:
+        """Where the cells' run folders lie."""
+        return self.folder / "cells"
+
+    def run(self, cell: Cell) -> RunFolder:
+        """Return a cell's run folder."""
+        return RunFolder(self.cells / cell.name)
+
+    def config_of(self, cell: Cell) -> Config:
+        """Return a cell's config.
+
+        Raises:
+            UserError: a precision that a format cannot do, or whatever is wrong with the file.
+        """
+        return load_config(self.config, self._settings(cell))
+
+    def command_of(self, cell: Cell) -> str:
+        """Return the command that makes the cell's run by itself."""
+        tool = "train_cls.py" if is_classification(self.config_of(cell)) else "train_det.py"
+        settings = " ".join(shlex.quote(setting) for setting in self._settings(cell))
+        output = shlex.quote(str(self.run(cell).path))
+        return f"python tools/{tool} --config {shlex.quote(self.config)} --set {settings} --output {output}"
+
+    def _settings(self, cell: Cell) -> Sequence[str]:
+        return [*self.settings, *cell.settings(self.cells)]
+
+
+def run_cell(sweep: Sweep, cell: Cell) -> str | None:
+    """Bring a cell to its end; nothing happens if it was there already.
+
+    Returns:
+        What went wrong in one line, None if nothing did. A traceback of a bug of ours goes to stderr.
+
+    Raises:
+        Interrupted: a signal came; the cell can be continued.
+    """
+    run = sweep.run(cell)
+    try:
+        train_run(sweep.config_of(cell), run, resume=True)
+        if not (run.path / "latency.json").exists():
+            run.write_json("latency.json", {"ms": _latency(run)})
+    except (UserError, NumericsError) as error:
+        return " ".join(str(error).split())
+    except Exception as error:  # a bug must not stop the other cells
+        traceback.print_exc()
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def read_json(path: Path) -> object:
+    """Read a file of a run.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _latency(run: RunFolder) -> float:
+    built = load_run(run.path)
+    val = read_data(built.config.data, built.config.data.val)
+    return latency_ms(built.model, build_task(built.config), val)

@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.schedule import main
+
+sys.exit(main())
