@@ -20,6 +20,7 @@ VERBS = {
     "eval-cls": "lbdet.cli.eval_cls",
     "schedule": "lbdet.cli.schedule",
     "sweep-bits": "lbdet.cli.sweep_bits",
+    "sensitivity": "lbdet.cli.sensitivity",
     "visualize": "lbdet.cli.visualize",
     "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",

@@ -55,7 +55,7 @@ def test_the_gradient_passes_between_the_ends_and_at_them_but_not_next_to_them(e
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_sum_of_products_is_the_same_in_every_layout(layout) -> None:
     a, b = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    for one, other in ((a, b), (a, b[:, :1]), (a, b.expand(2, 3, 4, 5).transpose(0, 0))):
+    for one, other in ((a, b), (a, b[:, :1])):
         one, other = one.to(memory_format=layout), other.expand(a.shape)
         for shape in ((), (1,), (1, 1, 1, 1), (3, 1, 1), (2, 1, 1, 1)):
             found = sum_of_products(one, other, torch.Size(shape))

@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.sensitivity import main
+
+sys.exit(main())
