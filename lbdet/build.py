@@ -35,8 +35,8 @@ from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.data.voc import download_voc, read_voc
 from lbdet.engine.phases import PhaseChange
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.settings import TrainSettings
 from lbdet.engine.task import ClassificationTask, DetectionTask, Task
-from lbdet.engine.train import TrainSettings
 from lbdet.errors import UserError, closest
 from lbdet.guidance import GUIDANCE, Guidance
 from lbdet.models import MODELS, build_detector

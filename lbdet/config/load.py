@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from lbdet.config.schema import ACTIVATIONS, WEIGHTS, Config, ConstantConfig, OverrideConfig
+from lbdet.config.quantizer import ACTIVATIONS, WEIGHTS, OverrideConfig
+from lbdet.config.schedule import ConstantConfig
+from lbdet.config.schema import Config
 from lbdet.config.sentences import sentence, short
 from lbdet.errors import UserError
 from lbdet.precision import Precision

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from types import NoneType
 from typing import Any, get_args
 
-from lbdet.config.schema import ACTIVATIONS, SCHEDULES, WEIGHTS, Config, OverrideConfig
+from lbdet.config.quantizer import ACTIVATIONS, WEIGHTS, OverrideConfig
+from lbdet.config.schedule import SCHEDULES
+from lbdet.config.schema import Config
 from lbdet.errors import closest
 
 _SECTIONS: dict[str, dict[str, Any]] = {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +22,7 @@ from lbdet.convert import (
 )  # fmt: skip
 from lbdet.data.augment import derive_seed
 from lbdet.data.labelled import LabelledTrainSet
-from lbdet.data.loader import Target, TrainSet, steps_per_epoch, train_batches
+from lbdet.data.loader import Target, TrainSet, train_batches
 from lbdet.data.records import spread_images
 from lbdet.engine.finish import calibrate
 from lbdet.engine.optim import (
@@ -32,11 +30,12 @@ from lbdet.engine.optim import (
     average_update,
     build_optimizer,
     clipped_parameters,
-    lr_factor,
 )  # fmt: skip
-from lbdet.engine.phases import PhaseChange, enter_phase
+from lbdet.engine.phases import enter_phase
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.settings import TrainSettings
+from lbdet.engine.signals import noted_signals
 from lbdet.engine.task import Task
 from lbdet.engine.tensorboard import scalars
 from lbdet.errors import NumericsError, UserError
@@ -47,56 +46,6 @@ from lbdet.schedules import Schedule
 
 LOG_EVERY = 20
 IMAGES_ON_THE_WAY = 200
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """What the loop is told;
-    the names are those of the config's `train` section, where they are explained.
-    """
-
-    epochs: int = 6
-    max_steps: int | None = None
-    batch_size: int = 16
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 5e-4
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    warmup_steps: int = 50
-    lr_curve: str = "cosine"
-    lr_milestones: Sequence[float] = (0.67, 0.89)
-    clip_norm: float | None = None
-    checkpoint_steps: int | None = None
-    ema: float | None = None
-    amp: bool = False
-    workers: int = 1
-    freeze_bn_after: float | None = None
-    calibration_images: int = 64
-    batch_norm: Literal["train", "frozen"] = "train"
-    eval_every_epochs: int | None = None
-    phase_change: PhaseChange = field(default_factory=PhaseChange)
-
-    def updates_per_epoch(self, images: int) -> int:
-        """Return the optimizer updates in an epoch of `images`."""
-        return max(1, steps_per_epoch(images, self.batch_size) // self.accumulate)
-
-    def total_steps(self, images: int) -> int:
-        """Return the optimizer updates of the whole training."""
-        steps = self.epochs * self.updates_per_epoch(images)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-    def batch_norm_at(self, step: int, total: int) -> Literal["train", "frozen"]:
-        """Return batch norm's mode at a step: frozen from `freeze_bn_after`, a share of all steps, on."""
-        late = self.freeze_bn_after is not None and step >= self.freeze_bn_after * total
-        return "frozen" if late else self.batch_norm
-
-    def lr_at(self, step: int, total: int, phase: range) -> float:
-        """Return the learning rate at a step, whose phase is given."""
-        if self.phase_change.restart_lr:
-            step, total = step - phase.start, len(phase)
-        factor = lr_factor(step, total, self.warmup_steps, self.lr_curve, self.lr_milestones)
-        return self.lr * factor
 
 
 @dataclass(frozen=True)
@@ -157,7 +106,7 @@ def train(
         settings.workers,
     )
 
-    with _signals() as received, scalars(run.path / "tensorboard", start) as show:
+    with noted_signals() as received, scalars(run.path / "tensorboard", start) as show:
         for step in track(range(start, total), total - start, "train"):
             plan = schedule.plan(step, total, layers, blocks)
             batch_norm = settings.batch_norm_at(step, total)
@@ -330,22 +279,3 @@ def _resume(
     run.forget_log_after(state["step"])
     say(f"resumed at step {state['step']}/{total}")
     return state["step"]
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the yielded list instead of dying; a second one kills as usual."""
-    received: list[int] = []
-
-    def note(signum: int, _: FrameType | None) -> None:
-        received.append(signum)
-        signal.signal(signum, previous[signum])
-
-    previous: dict[int, Any] = {
-        signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)

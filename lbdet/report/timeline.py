@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lbdet.engine.train import TrainSettings
+from lbdet.engine.settings import TrainSettings
 from lbdet.precision import FLOAT, Plan, Precision
 from lbdet.schedules import Schedule
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
 from lbdet.engine.phases import PhaseChange
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.settings import TrainSettings
 from lbdet.engine.task import DetectionTask
-from lbdet.engine.train import Interrupted, TrainSettings, train
+from lbdet.engine.train import Interrupted, train
 from lbdet.guidance import FrozenTeacher, Joint
 from lbdet.models.ssd_tiny import ssd_tiny
 from lbdet.precision import FLOAT, Precision
@@ -77,7 +79,7 @@ def stop_after(step: int, monkeypatch) -> None:
     def interrupted(*arguments):
         losses = update(*arguments)
         if arguments[-2] == step:
-            loop.signal.raise_signal(loop.signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return losses
 
     monkeypatch.setattr(loop, "_update", interrupted)

@@ -15,8 +15,9 @@ from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
 from lbdet.engine.optim import average_start, average_update, build_optimizer
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.settings import TrainSettings
 from lbdet.engine.task import DetectionTask
-from lbdet.engine.train import Interrupted, TrainSettings, train
+from lbdet.engine.train import Interrupted, train
 from lbdet.errors import NumericsError, UserError
 from lbdet.models.ssd_tiny import ssd_tiny
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode

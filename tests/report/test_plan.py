@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lbdet.engine.phases import PhaseChange
-from lbdet.engine.train import TrainSettings
+from lbdet.engine.settings import TrainSettings
 from lbdet.precision import FLOAT, Precision
 from lbdet.report.plan import FLOAT_COLOUR, MAX_COLUMNS, colours, draw_plan, sample_steps
 from lbdet.report.timeline import Timeline, describe
