@@ -14,6 +14,7 @@ from lbdet.build import (
 )  # fmt: skip
 from lbdet.config import Config, dump_config, load_config
 from lbdet.engine.finish import correct, finish
+from lbdet.engine.manifest import manifest
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.train import train
@@ -44,19 +45,26 @@ def train_run(config: Config, run: RunFolder, resume: bool) -> None:
     guidance, blocks = build_guidance(config, built), build_blocks(config, built.model)
     schedule, settings = config.schedule.build(config.seed), build_settings(config)
     schedule.check(settings.total_steps(len(train_set)))
-    run.start(dump_config(config))
-    say(f"{len(train_set)} images to train on, {len(val)} to evaluate on; run folder {run.path}")
-    if not run.checkpoint.exists():
-        correct(built.model, task, data, config.train.correct_bn)
-    steps = train(built.model, task, train_set, val, schedule, settings, run, config.seed, guidance, blocks)
-    if guidance is not None:
-        guidance.close()
-    finish(
-        built.model, task, data, val, run,
-        architecture=config.model.name,
-        max_images=config.eval.max_images,
-        batch_size=config.eval.batch_size,
-        recalibrate_images=config.train.recalibrate_bn,
-        keep_float=config.quantizer.keep_float,
-        facts={"precision": str(config.schedule.target), "steps": steps, "seed": config.seed},
-    )  # fmt: skip
+    with run.lock():
+        run.refuse(resume)  # another process may have been here meanwhile
+        if run.finished:
+            return
+        run.start(dump_config(config))
+        run.write_json("manifest.json", manifest(dump_config(config), config.seed, data, val))
+        say(f"{len(train_set)} images to train on, {len(val)} to evaluate on; run folder {run.path}")
+        if not run.checkpoint.exists():
+            correct(built.model, task, data, config.train.correct_bn)
+        steps = train(
+            built.model, task, train_set, val, schedule, settings, run, config.seed, guidance, blocks
+        )
+        if guidance is not None:
+            guidance.close()
+        finish(
+            built.model, task, data, val, run,
+            architecture=config.model.name,
+            max_images=config.eval.max_images,
+            batch_size=config.eval.batch_size,
+            recalibrate_images=config.train.recalibrate_bn,
+            keep_float=config.quantizer.keep_float,
+            facts={"precision": str(config.schedule.target), "steps": steps, "seed": config.seed},
+        )  # fmt: skip

@@ -29,6 +29,7 @@ from lbdet.data.labelled import LabelledData
 from lbdet.data.records import DetectionData, spread_images
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate, correct, recalibrate, summary
+from lbdet.engine.manifest import other_data
 from lbdet.engine.optim import average_start
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
@@ -79,9 +80,10 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
             f"--correct-bn: is for weights trained at float, got a run trained at {config.schedule.target}; "
             "use --recalibrate-bn"
         )
-    val = spread_images(
-        read_data(config.data, [args.split] if args.split else config.data.val), config.eval.max_images
-    )
+    val = read_data(config.data, [args.split] if args.split else config.data.val)
+    if args.run and not args.split:
+        _warn_of_other_data(Path(args.run, "manifest.json"), val)
+    val = spread_images(val, config.eval.max_images)
     if not len(val):
         raise UserError(f"--split: must hold images, got none in {args.split or config.data.val}")
     built = load_run(args.run) if args.run else build(config, val.classes)
@@ -94,6 +96,16 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
     if args.output:
         text = json.dumps(results, indent=1) + "\n"
         write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def _warn_of_other_data(manifest: Path, val: DetectionData | LabelledData) -> None:
+    """Say so where a run's evaluation data are not what they were; older runs have no manifest."""
+    try:
+        difference = other_data(json.loads(manifest.read_text(encoding="utf-8"))["data"]["val"], val)
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if difference:
+        say(f"warning: {difference}")
 
 
 def measure(

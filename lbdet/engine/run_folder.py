@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from lbdet.engine.progress import say
 from lbdet.errors import UserError
 
 
@@ -66,11 +70,29 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be made or written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be made: {error.strerror}") from None
+        self._make()
         self.write_text("config.yaml", config)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other processes from writing into it; a crash frees it.
+
+        Raises:
+            UserError: another process has it, or the folder cannot be made or written.
+        """
+        self._make()
+        path = self.path / ".lock"
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "w"))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+            if not _locked(file.fileno(), path):
+                raise UserError(
+                    f"{self.path}: another process is writing this run; wait for it, or give another --output"
+                )
+            stack.callback(path.unlink, missing_ok=True)
+            yield
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
@@ -79,6 +101,12 @@ class RunFolder:
     def write_json(self, name: str, value: object, indent: int | None = 1) -> None:
         """Write plain data."""
         self.write_text(name, json.dumps(value, indent=indent) + "\n")
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be made: {error.strerror}") from None
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -101,14 +129,28 @@ class RunFolder:
         save_checkpoint(self.checkpoint, state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """Return the checkpoint, or None where there is none yet."""
-        return load_checkpoint(self.checkpoint) if self.checkpoint.exists() else None
+        """Return the checkpoint, or None where there is none yet; say so if it is the one before."""
+        if not self.checkpoint.exists():
+            return None
+        state, remark = load_checkpoint(self.checkpoint)
+        if remark:
+            say(remark)
+        return state
 
     def save_model(self, model: nn.Module, architecture: str, classes: Sequence[str]) -> None:
         """Write the state dict as safetensors; the file itself says which model and classes it is for."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
         write_atomically(self.model, lambda file: save_file(tensors, file, metadata))
+
+
+def _locked(file: int, path: Path) -> bool:
+    """Try to lock an open file; it must still be the one at `path`, which the last owner may have removed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except OSError:
+        return False
 
 
 def _step(line: str) -> int:

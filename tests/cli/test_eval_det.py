@@ -38,6 +38,22 @@ def test_a_run_evaluates_to_its_own_metrics(measure, finished_run):
     }
 
 
+def test_other_data_than_the_runs_are_warned_of(call, finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    assert "warning" not in call(eval_det.main, "--run", run).out
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["val"]["sha256"] = "0" * 64
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert (
+        "warning: the data differ from those of the run: 6 images, hash "
+        in call(eval_det.main, "--run", run).out
+    )
+    for content in ("", "[]", "{}"):
+        (run / "manifest.json").write_text(content)
+        assert call(eval_det.main, "--run", run).code == 0
+
+
 def test_float_is_the_unquantized_model(measure, finished_run, devkit):
     (metrics,) = measure("--run", finished_run, "--precision", "float", "--split", "2012:train")
     model = ssd_tiny(len(SHAPE_CLASSES) + 1)

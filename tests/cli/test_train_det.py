@@ -23,7 +23,8 @@ from lbdet.cli import train_det
 from lbdet.config import load_config
 
 FILES = {
-    "checkpoint.pt", "config.yaml", "coverage.json", "detections.json", "metrics.json", "metrics.jsonl",
+    "checkpoint.pt", "config.yaml", "coverage.json", "detections.json", "manifest.json", "metrics.json",
+    "metrics.jsonl",
     "model.safetensors",
 }  # fmt: skip
 
@@ -100,14 +101,14 @@ def test_an_interrupted_and_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     assert train(*settings, output="whole").code == 0
     with monkeypatch.context() as patch:
-        factor = loop.lr_factor
+        update = loop._update
 
-        def stop_at_step_2(step, *rest):
-            if step == 2:
+        def stop_at_step_2(*arguments):
+            if arguments[-2] == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return factor(step, *rest)
+            return update(*arguments)
 
-        patch.setattr(loop, "lr_factor", stop_at_step_2)
+        patch.setattr(loop, "_update", stop_at_step_2)
         stopped = train(*settings, output="parts")
     assert stopped.code == 143
     assert "interrupted at step 3, saved" in stopped.err

@@ -17,7 +17,8 @@ STATE = {"networks": [{"model": {"a": torch.arange(1000.0)}, "optimizer": {}}], 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     path = tmp_path / "checkpoint.pt"
     save_checkpoint(path, STATE)
-    loaded = load_checkpoint(path)
+    loaded, remark = load_checkpoint(path)
+    assert remark == ""
     saved, expected = loaded.pop("networks"), STATE["networks"]
     assert torch.equal(saved[0]["model"].pop("a"), expected[0]["model"]["a"])
     assert saved == [{"model": {}, "optimizer": {}}]
@@ -50,6 +51,55 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, die)
     assert path.read_text() == "old"
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, STATE)
+    save_checkpoint(path, {**STATE, "step": 4})
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.previous.pt", "checkpoint.pt"]
+    content = path.read_bytes()
+    assert load_checkpoint(path)[0]["step"] == 4
+    for damaged in (
+        b"",
+        content[:-30],
+        content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :],
+    ):
+        path.write_bytes(damaged)
+        state, remark = load_checkpoint(path)
+        assert state["step"] == 3
+        assert remark.startswith(f"{path}: is no readable checkpoint")
+        assert remark.endswith("; checkpoint.previous.pt, the one before, is taken")
+
+
+def test_a_flipped_bit_in_any_tensor_is_found(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, STATE)
+    content = path.read_bytes()
+    start = content.index(STATE["networks"][0]["model"]["a"].numpy().tobytes())
+    for offset in range(0, 4000, 97):
+        changed = bytearray(content)
+        changed[start + offset] ^= 1 << offset % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="is no readable checkpoint"):
+            load_checkpoint(path)
+
+
+def test_two_damaged_checkpoints_are_an_error(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(UserError, match=r"checkpoint\.previous\.pt: is no readable checkpoint"):
+        load_checkpoint(path)
+
+
+def test_the_checkpoint_before_is_kept_where_files_cannot_be_linked(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(OSError(1, "no links here")))
+    for step in (1, 2, 3):
+        save_checkpoint(path, {**STATE, "step": step})
+    path.write_bytes(b"")
+    assert load_checkpoint(path)[0]["step"] == 2
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, 1000, -1, -100])

@@ -90,3 +90,30 @@ def test_a_model_file_names_its_architecture_and_classes_and_takes_any_strides(r
 def test_without_a_checkpoint_there_is_none_to_load(run):
     run.start("")
     assert run.load_checkpoint() is None
+
+
+def test_a_folder_that_a_process_writes_is_refused_to_others_until_it_ends(run):
+    other = RunFolder(run.path)
+    with run.lock():
+        with pytest.raises(UserError, match="another process is writing this run; wait for it"):
+            other.lock().__enter__()
+        assert [file.name for file in run.path.iterdir()] == [".lock"]
+    assert list(run.path.iterdir()) == []
+    with other.lock():
+        pass
+
+
+def test_a_crash_frees_the_folder(run):
+    with pytest.raises(RuntimeError), run.lock():
+        raise RuntimeError
+    with run.lock():
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="file/run: cannot be made"),
+        RunFolder(tmp_path / "file" / "run").lock(),
+    ):
+        pass
