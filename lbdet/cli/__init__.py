@@ -54,6 +54,15 @@ def exit_code(command: Callable[[], None]) -> int:
     except NumericsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except RuntimeError as error:  # torch raises it wherever the main process is at that moment
+        if "DataLoader worker" not in str(error):
+            raise
+        print(
+            "error: a process that loads images died, killed from outside or for want of memory; "
+            "continue with --resume, and with fewer train.workers if it happens again",
+            file=sys.stderr,
+        )
+        return 2
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import zipfile
@@ -39,7 +40,9 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain data, atomically; the checkpoint before stays beside it."""
-    write_atomically(path, lambda file: torch.save(state, file), keep=previous(path))
+    content = io.BytesIO()  # torch's own writer meets a full disk with a RuntimeError
+    torch.save(state, content)
+    write_atomically(path, lambda file: file.write_bytes(content.getbuffer()), keep=previous(path))
 
 
 def previous(path: Path) -> Path:

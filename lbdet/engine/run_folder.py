@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
@@ -141,13 +141,17 @@ class RunFolder:
         """Write the state dict as safetensors; the file itself says which model and classes it is for."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
-        write_atomically(self.model, lambda file: save_file(tensors, file, metadata))
+        content = save(tensors, metadata)
+        write_atomically(self.model, lambda file: file.write_bytes(content))
 
 
 def _locked(file: int, path: Path) -> bool:
-    """Try to lock an open file; it must still be the one at `path`, which the last owner may have removed."""
+    """Try to lock an open file; it must still be the one at `path`, which the last owner may have removed.
+
+    The lock is this process' alone: those that load images do not inherit it and keep it when this one dies.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(file), os.stat(path))
     except OSError:
         return False

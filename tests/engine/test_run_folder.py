@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -92,15 +93,43 @@ def test_without_a_checkpoint_there_is_none_to_load(run):
     assert run.load_checkpoint() is None
 
 
-def test_a_folder_that_a_process_writes_is_refused_to_others_until_it_ends(run):
-    other = RunFolder(run.path)
+def in_a_child(work) -> int:
+    """Return the exit code of a forked process: 0, or 1 where `work` raised UserError."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except UserError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def take(run) -> None:
     with run.lock():
-        with pytest.raises(UserError, match="another process is writing this run; wait for it"):
-            other.lock().__enter__()
+        pass
+
+
+def test_a_folder_that_a_process_writes_is_refused_to_others_until_it_ends(run):
+    with run.lock():
+        assert in_a_child(lambda: take(run)) == 1
         assert [file.name for file in run.path.iterdir()] == [".lock"]
     assert list(run.path.iterdir()) == []
-    with other.lock():
-        pass
+    assert in_a_child(lambda: take(run)) == 0
+
+
+def test_the_processes_that_a_run_has_started_do_not_keep_its_folder(run):
+    ready, done = os.pipe(), os.pipe()
+    with run.lock():
+        pid = os.fork()
+        if pid == 0:
+            os.write(ready[1], b"1")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+    assert in_a_child(lambda: take(run)) == 0
+    os.write(done[1], b"1")
+    os.waitpid(pid, 0)
 
 
 def test_a_crash_frees_the_folder(run):
