@@ -23,7 +23,7 @@ data:
 
 .venv/installed: setup.py constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[dev,tensorboard]'
+	$(BIN)/pip install -q $(CONSTRAINTS) -e '.[dev,deploy,tensorboard]'
 	touch $@
 
 clean:

@@ -22,6 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lbdet", "lbdet.*"]),
+    package_data={"lbdet.report": ["*.css", "*.jinja", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -40,7 +41,14 @@ setup(
     extras_require={
         "tensorboard": ["tensorboard>=2.14"],
         "ray": ["ray>=2.9"],
-        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pyright>=1.1.380"],
+        "deploy": [
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "onnxscript>=0.1",
+            "openvino>=2024.4",
+            "constriction>=0.4",
+        ],
+        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pyright>=1.1.380", "playwright>=1.40"],
     },
     entry_points={"console_scripts": ["lbdet=lbdet.cli:main"]},
 )

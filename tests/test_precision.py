@@ -44,4 +44,4 @@ def test_a_precision_is_a_value_that_nobody_can_change() -> None:
 
 
 def test_an_empty_plan_is_of_the_first_phase() -> None:
-    assert Plan() == Plan({}, 0)
+    assert Plan() == Plan({}, {}, 0)

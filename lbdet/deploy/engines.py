@@ -1,0 +1,149 @@
+"""The engines that run an exported file: onnxruntime and OpenVINO, on the CPU. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+
+from lbdet.errors import UserError
+
+METADATA_KEY = "lbdet"
+"""of a JSON object with an exported model's facts, in the file's metadata"""
+_INT8_OPS = {
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+}  # fmt: skip
+"""of onnxruntime's optimized graphs"""
+_MULTIPLYING = {"Convolution", "FullyConnected", "MatMul"}
+_RUNTIME_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
+"""of OpenVINO's runtime models"""
+
+
+class Engine(Protocol):
+    """A file that is ready to run."""
+
+    name: str
+    """with its version"""
+    facts: Mapping[str, Any]
+    """what the file says of itself"""
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Run one image, contiguous uint8 `[H, W, 3]`; outputs by name."""
+        ...
+
+    def int8_layers(self) -> set[str]:
+        """Return the names of the nodes that the engine computes in int8, as it says itself."""
+        ...
+
+
+class OnnxEngine:
+    """onnxruntime on an .onnx file.
+
+    Args:
+        threads: 0 = as many as the engine finds right.
+
+    Raises:
+        UserError: onnxruntime is not installed; the file is damaged or not of lbdet's making.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        ort = _imported("onnxruntime", path)
+        self.path, self.name = path, f"onnxruntime {ort.__version__}"
+        try:
+            self._session = _session(ort, path, threads)
+        except Exception as error:  # onnxruntime's own, which share no base class
+            raise UserError(f"{path}: must be a whole ONNX file, got {_first_line(error)}") from None
+        self.facts = _facts(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, {"image": image}), strict=True))
+
+    def int8_layers(self) -> set[str]:
+        """Return what the optimized graph says. It keeps the names of nodes, some with a `_token_<n>`."""
+        ort, onnx = _imported("onnxruntime", self.path), _imported("onnx", self.path)
+        with tempfile.TemporaryDirectory() as folder:
+            optimized = Path(folder, "optimized.onnx")
+            _session(ort, self.path, 1, optimized)
+            nodes = onnx.load(optimized).graph.node
+        return {node.name.split("_token_")[0] for node in nodes if node.op_type in _INT8_OPS}
+
+
+class OpenvinoEngine:
+    """OpenVINO's CPU plugin on an .xml file and its .bin. What is not int8 is computed in float32.
+
+    Args, Raises: as `OnnxEngine`.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        openvino = _imported("openvino", path)
+        self.name = f"openvino {openvino.__version__.split('-')[0]}"
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            model = openvino.Core().read_model(path)
+            has_facts = METADATA_KEY in model.get_rt_info()
+            facts = model.get_rt_info([METADATA_KEY]).astype(str) if has_facts else None
+            self._compiled = openvino.compile_model(model, "CPU", options)
+        except Exception as error:
+            raise UserError(
+                f"{path}: must be an OpenVINO model with its .bin, got {_first_line(error)}"
+            ) from None
+        self.facts = _facts(facts, path)
+
+    def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        found = self._compiled(image)
+        return {output.get_any_name(): np.array(found[output]) for output in self._compiled.outputs}
+
+    def int8_layers(self) -> set[str]:
+        """Return what the runtime model says of each operation: its precision, and what was fused into it."""
+        found: set[str] = set()
+        for operation in self._compiled.get_runtime_model().get_ops():
+            facts = operation.get_rt_info()
+            kind, precision, names = (facts[key].astype(str) for key in _RUNTIME_FACTS)
+            if kind in _MULTIPLYING and precision in ("i8", "u8"):
+                found.update(name.split("/")[0].removesuffix("_original") for name in names.split(","))
+        return found
+
+
+ENGINES: dict[str, type[OnnxEngine] | type[OpenvinoEngine]] = {".onnx": OnnxEngine, ".xml": OpenvinoEngine}
+"""Suffix -> engine."""
+
+
+def float_layers(engine: Engine) -> list[str]:
+    """Return the layers of int8 codes and quantized inputs that the engine computes in float all the same."""
+    int8 = engine.int8_layers()
+    return [name for name in engine.facts["int8_layers"] if name not in int8]
+
+
+def _imported(name: str, path: Path) -> ModuleType:
+    try:
+        return __import__(name)
+    except ImportError:
+        raise UserError(
+            f"{path}: needs {name}, which is not installed; pip install 'lbdet[deploy]'"
+        ) from None
+
+
+def _session(ort: Any, path: Path, threads: int, optimized: Path | None = None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _facts(text: str | None, path: Path) -> Mapping[str, Any]:
+    if text is None:
+        raise UserError(f"{path}: must be written by lbdet's export, got a file without its metadata")
+    return json.loads(text)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
