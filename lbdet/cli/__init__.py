@@ -21,6 +21,7 @@ VERBS = {
     "schedule": "lbdet.cli.schedule",
     "sweep-bits": "lbdet.cli.sweep_bits",
     "sensitivity": "lbdet.cli.sensitivity",
+    "report": "lbdet.cli.report",
     "visualize": "lbdet.cli.visualize",
     "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",

@@ -156,7 +156,7 @@ function countsText(counts, hasReference) {
 }
 
 function boxRow([status, label, x1, y1, x2, y2, float, here]) {
-  const place = [x1, y1, x2 - x1, y2 - y1].map((value) => Math.round(value)).join(", ");
+  const [left, top, across, down] = [x1, y1, x2 - x1, y2 - y1].map(Math.round);
   return html(
     "tr",
     {},
@@ -164,7 +164,7 @@ function boxRow([status, label, x1, y1, x2, y2, float, here]) {
     html("td", {}, STATUS[status]),
     html("td", { class: "number" }, fixed(float, 2)),
     html("td", { class: "number" }, fixed(here, 2)),
-    html("td", { class: "number" }, place),
+    html("td", { class: "number" }, `${across} × ${down} at ${left}, ${top}`),
   );
 }
 
