@@ -20,6 +20,7 @@ from lbdet.precision import Precision
 from lbdet.sweep.cells import MODES, Cell, plan_cells
 from lbdet.sweep.collect import collect, known_cells, markdown, write
 from lbdet.sweep.engines import ENGINES
+from lbdet.sweep.report import write_report
 from lbdet.sweep.run import Sweep
 
 
@@ -69,6 +70,7 @@ def _sweep(args: argparse.Namespace, command: str) -> None:
             write(sweep, collect(sweep, shown, problems, command))
     say("")
     say(markdown(collect(sweep, shown, problems, command)))
+    write_report([sweep.folder])
     _raise_if_failed(problems, cells, sweep)
 
 

@@ -1,8 +1,11 @@
 """What a packed model says about itself: text that is read before any tensor.
 
-architecture, precision, lbdet, config   as they are; classes: a JSON list
-layers   a JSON list of kinds; layers of one kind have format, widths, ... in common, and their shapes differ
-tied     a JSON object: second name of a tensor -> the name it is stored under; left out where there is none
+It is safetensors' metadata, a map of text to text:
+
+    architecture, precision, lbdet (the version), config (opaque)    text
+    classes    JSON list of names
+    layers     JSON list of kinds: format, widths, ... and, by name, the shapes of all layers of that kind
+    tied       JSON object: second name of a tensor -> the name it is stored under; only where there are some
 """
 
 from __future__ import annotations

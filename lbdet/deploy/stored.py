@@ -68,7 +68,7 @@ def described(name: str, layer: QuantLayer, coder: str = "radix", folded: bool =
 
 
 def units(layer: PackedLayer) -> Tensor:
-    """Return what each symbol stands for at scale 1, float32 `[L]`; for learned levels its place."""
+    """Return what each symbol stands for at scale 1, float32 `[L]`; learned levels have no such list."""
     assert layer.format is not None
     assert layer.bits is not None
     return _UNITS[layer.format](layer.bits, layer.symmetric)
@@ -188,7 +188,6 @@ _UNITS: dict[str, Callable[[int, bool], Tensor]] = {
     "uniform": uniform.levels,
     "dorefa": lambda bits, _: dorefa.levels(bits),
     "binary": lambda bits, _: binary.levels(),
-    "learned_levels": lambda bits, _: torch.arange(1 << bits, dtype=torch.float32),
 }
 _STORED: dict[str, Callable[[bool], tuple[str, ...]]] = {
     "lbw": lambda _: ("exponents",),

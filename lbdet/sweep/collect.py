@@ -15,9 +15,9 @@ from lbdet.engine.checkpoint import write_atomically
 from lbdet.errors import UserError
 from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
-from lbdet.sweep.run import Sweep, read_json
+from lbdet.sweep.run import LATENCY, PACKED, Sweep, is_measured, read_json
 
-BYTES_KIND = "codes at their radix size, everything else as it is stored"
+BYTES_KIND = f"packed files ({PACKED}), batch norm folded"
 COLUMNS = (
     "series", "precision", "ratio", "seed", "metric", "bytes", "bits_per_weight", "zeros", "squared_error",
     "latency_ms", "steps", "state", "error",
@@ -113,7 +113,7 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None]) -> dict[str, Any]:
     run, problem = sweep.run(cell), problems.get(cell.name)
-    state = "failed" if problem else "done" if run.finished else "missing"
+    state = "failed" if problem else "done" if is_measured(run) else "missing"
     record = {
         "name": cell.name, "folder": f"cells/{cell.name}", "series": cell.series, "mode": cell.mode,
         "precision": str(cell.precision), "weight_bits": cell.precision.weight_bits,
@@ -127,13 +127,13 @@ def _results(sweep: Sweep, cell: Cell) -> dict[str, Any]:
     folder = sweep.run(cell).path
     metrics: Any = read_json(folder / "metrics.json")
     layers: Any = read_json(folder / "coverage.json")
-    latency: Any = read_json(folder / "latency.json") if (folder / "latency.json").exists() else {"ms": None}
+    latency: Any = read_json(folder / LATENCY)
     weights = sum(layer["weights"] for layer in layers)
     quantized = [layer for layer in layers if layer["bits"] is not None]
     codes = sum(layer["weights"] for layer in quantized)
     return {
         "metrics": metrics,
-        "bytes": metrics["model_bytes"], "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
+        "bytes": (folder / PACKED).stat().st_size, "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
         "bits_per_weight": sum(layer["stored_bits"] for layer in layers) / weights,
         "zeros": sum(layer["zeros"] * layer["weights"] for layer in quantized) / codes if codes else 0.0,
         "squared_error":

@@ -1,4 +1,4 @@
-"""One cell of a sweep: its run folder is trained, continued or found finished, and its latency measured."""
+"""One cell of a sweep: its run folder is trained, continued or found finished, then packed and timed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbdet.build import build_task, is_classification, load_run, read_data
-from lbdet.config import Config, load_config
+from lbdet.config import Config, dump_config, load_config
+from lbdet.deploy.pack import pack_model
 from lbdet.engine.latency import latency_ms
 from lbdet.engine.run_folder import RunFolder
 from lbdet.errors import NumericsError, UserError
 from lbdet.experiment import train_run
 from lbdet.sweep.cells import Cell
+
+PACKED, LATENCY = "model.lbw", "latency.json"
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,18 @@ def run_cell(sweep: Sweep, cell: Cell) -> str | None:
     run = sweep.run(cell)
     try:
         train_run(sweep.config_of(cell), run, resume=True)
-        if not (run.path / "latency.json").exists():
-            run.write_json("latency.json", {"ms": _latency(run)})
+        _measure(run, cell)
     except (UserError, NumericsError) as error:
         return " ".join(str(error).split())
     except Exception as error:  # a bug must not stop the other cells
         traceback.print_exc()
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return None
+
+
+def is_measured(run: RunFolder) -> bool:
+    """Return whether a cell has all that a sweep tells of it; the latency is written last."""
+    return run.finished and (run.path / LATENCY).exists()
 
 
 def read_json(path: Path) -> object:
@@ -91,7 +98,15 @@ def read_json(path: Path) -> object:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def _latency(run: RunFolder) -> float:
+def _measure(run: RunFolder, cell: Cell) -> None:
+    """Write the packed file and then the latency of a finished run into its folder, if they are not there."""
+    if is_measured(run):
+        return
     built = load_run(run.path)
-    val = read_data(built.config.data, built.config.data.val)
-    return latency_ms(built.model, build_task(built.config), val)
+    config = built.config
+    pack_model(
+        built.model, run.path / PACKED, config.model.name, built.classes, cell.precision, dump_config(config),
+        fold_batch_norm=True,
+    )  # fmt: skip
+    val = read_data(config.data, config.data.val)
+    run.write_json(LATENCY, {"ms": latency_ms(built.model, build_task(config), val)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def skewed(count: int, alphabet: int, seed: int = 0) -> np.ndarray:
 
 
 def entropy_by_counting(symbols: list[int]) -> float:
-    return sum(-math.log2(symbols.count(symbol) / len(symbols)) for symbol in symbols)
+    counts = Counter(symbols)
+    return math.fsum(-math.log2(counts[symbol] / len(symbols)) for symbol in symbols)
 
 
 @settings(max_examples=100, deadline=None)

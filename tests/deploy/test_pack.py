@@ -86,6 +86,10 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.lbw"
 
 
+def test_no_format_is_forgotten() -> None:
+    assert {form.name for form in FORMS.values()} == {name for name, found in FORMATS.items() if found.weight}
+
+
 @pytest.mark.parametrize("form, bits", CASES)
 def test_every_format_and_width_comes_back_bit_for_bit(form: str, bits: int, path: Path) -> None:
     torch.manual_seed(bits)

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from sweeps import CELLS, cell_entry, coverage_of, found_at, metrics_of, val_of, write_sweep
 
-from lbdet.cli.report import read_pictures, write_report
+from lbdet.sweep.report import read_pictures, write_report
 from lbdet.config import load_config
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.errors import UserError

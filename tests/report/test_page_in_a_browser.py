@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sweeps import CELLS, cell_entry, write_sweep
 
-from lbdet.cli.report import write_report
+from lbdet.sweep.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
