@@ -33,6 +33,7 @@ from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.data.voc import download_voc, read_voc
+from lbdet.engine import distributed
 from lbdet.engine.phases import PhaseChange
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.settings import TrainSettings
@@ -218,22 +219,50 @@ def build_train_set(config: Config) -> TrainSet | LabelledTrainSet:
     return TrainSet(data, build_augmentation(config.data.augment), config.seed)
 
 
+def check_processes(config: Config, images: int) -> None:
+    """Refuse batches that several processes cannot share equally, and what they cannot do on a CPU.
+
+    Args:
+        images: to train on.
+
+    Raises:
+        UserError: naming the key.
+    """
+    processes, batch_size = distributed.world_size(), config.train.batch_size
+    if batch_size % processes:
+        raise UserError(
+            f"train.batch_size: must be a multiple of the {processes} processes, which share each batch, "
+            f"got {batch_size}; {processes * -(-batch_size // processes)} is one"
+        )
+    if min(batch_size, images) % processes:
+        raise UserError(
+            f"train.batch_size: must not exceed the {images} images where {processes} processes share "
+            f"a batch, got {batch_size}"
+        )
+    if config.train.sync_bn and processes > 1 and device().type == "cpu":
+        raise UserError(
+            "train.sync_bn: must be false on CPUs, for which PyTorch has none, got true; "
+            "leave it out, or use model.batch_norm: frozen"
+        )
+
+
 def check_batch_norm(config: Config, model: nn.Module) -> None:
     """Refuse to train batch norm of an SSD on single images: its deepest maps are 1x1 and have no variance.
 
     Raises:
-        UserError: `train.batch_size` is 1, the detector an SSD and its batch norm not frozen.
+        UserError: `train.batch_size` is 1 a process, the detector an SSD and its batch norm not frozen.
     """
+    processes = distributed.world_size()
     layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     if (
         layers
         and isinstance(model, SSD)
-        and config.train.batch_size == 1
+        and config.train.batch_size == processes
         and config.model.batch_norm == "train"
     ):
         raise UserError(
-            "train.batch_size: must be at least 2 for an SSD with model.batch_norm: train, got 1; "
-            "use more images, or model.batch_norm: frozen"
+            f"train.batch_size: must be at least {2 * processes} for an SSD with model.batch_norm: train, "
+            f"got {processes}; use more images, or model.batch_norm: frozen"
         )
 
 
@@ -260,6 +289,8 @@ def build(config: Config, classes: Sequence[str] | None = None) -> Built:
     assert classes is not None
     torch.manual_seed(config.seed)
     model = _float_model(config, classes, config.model.weights, config.model.weights_backbone)
+    if config.train.sync_bn and distributed.world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return _quantized(config, model, tuple(classes))
 
 
@@ -314,7 +345,8 @@ def build_guidance(config: Config, student: Built) -> Guidance | None:
     if guidance is None:
         return None
     teacher = _teacher(config, guidance.teacher, student)
-    return GUIDANCE[guidance.name](student.model, teacher, **guidance.model_dump(exclude={"name", "teacher"}))
+    settings = guidance.model_dump(exclude={"name", "teacher"})
+    return GUIDANCE[guidance.name](student.model, teacher, **settings, divisor=distributed.divisor)
 
 
 def _teacher(config: Config, source: str, student: Built) -> nn.Module:
@@ -337,7 +369,7 @@ def _teacher(config: Config, source: str, student: Built) -> nn.Module:
 def build_settings(config: Config) -> TrainSettings:
     """Gather what the training loop is told."""
     return TrainSettings(
-        **config.train.model_dump(exclude={"correct_bn", "recalibrate_bn"}),
+        **config.train.model_dump(exclude={"correct_bn", "recalibrate_bn", "sync_bn"}),
         batch_norm=config.model.batch_norm,
         eval_every_epochs=config.eval.every_epochs,
         phase_change=PhaseChange(**config.schedule.phase_change.model_dump()),

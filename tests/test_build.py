@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import lbdet.build as build_module
 from lbdet.build import (
     build,
     build_settings,
     build_train_set,
     check_batch_norm,
+    check_processes,
     is_classification,
     load_run,
     named_classes,
@@ -22,6 +25,7 @@ from lbdet.classes import VOC20
 from lbdet.config import Config, load_config
 from lbdet.convert import quantized_layers
 from lbdet.data.records import DetectionData
+from lbdet.engine import distributed
 from lbdet.errors import UserError
 from lbdet.precision import Precision
 
@@ -186,6 +190,46 @@ def test_batch_norm_of_single_images_is_refused(config, model, batch_norm, refus
             check_batch_norm(single, built.model)
     else:
         check_batch_norm(single, built.model)
+
+
+@pytest.mark.parametrize(
+    ("settings", "processes", "message"),
+    [
+        (["train.batch_size=4"], 2, None),
+        (["train.batch_size=4"], 1, None),
+        (
+            ["train.batch_size=4"],
+            3,
+            "train.batch_size: must be a multiple of the 3 .*got 4; 6 is one",
+        ),
+        (["train.batch_size=15"], 5, "train.batch_size: must not exceed the 12 images where 5 processes"),
+        (["train.sync_bn=true"], 2, "train.sync_bn: must be false on CPUs"),
+        (["train.sync_bn=true"], 1, None),
+    ],
+)
+def test_what_several_processes_cannot_share_is_told(settings, processes, message, config, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    monkeypatch.setattr(build_module, "device", lambda: torch.device("cpu"))
+    loaded = load_config(config, settings)
+    if message is None:
+        check_processes(loaded, 12)
+        return
+    with pytest.raises(UserError, match=message):
+        check_processes(loaded, 12)
+
+
+def test_synchronised_batch_norm_has_the_state_of_the_usual_one_and_is_for_several(config, monkeypatch):
+    wanted = load_config(config, ["train.sync_bn=true"])
+    alone = build(wanted).model
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in alone.modules())
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    model = build(wanted).model
+    assert sum(isinstance(m, nn.SyncBatchNorm) for m in model.modules()) == sum(
+        isinstance(m, nn.BatchNorm2d) for m in alone.modules()
+    )
+    state = model.state_dict()
+    assert state.keys() == alone.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in alone.state_dict().items())
 
 
 def test_a_run_is_built_with_its_weights_and_widths(finished_run):

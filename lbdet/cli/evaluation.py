@@ -27,6 +27,7 @@ from lbdet.convert import (
 )  # fmt: skip
 from lbdet.data.labelled import LabelledData
 from lbdet.data.records import DetectionData, spread_images
+from lbdet.engine import distributed
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate, correct, recalibrate, summary
 from lbdet.engine.manifest import other_data
@@ -57,8 +58,14 @@ def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool
         help="shift batch norm's statistics by what each precision changes on N training images",
     )  # fmt: skip
     parser.add_argument("--output", metavar="FILE", help="write the metrics of all precisions as JSON")
-    args = parser.parse_args(argv)
-    return exit_code(partial(_evaluate, args, classification))
+    with distributed.only_first_speaks():
+        args = parser.parse_args(argv)
+    return exit_code(partial(_evaluate_together, args, classification))
+
+
+def _evaluate_together(args: argparse.Namespace, classification: bool) -> None:
+    with distributed.process_group():
+        _evaluate(args, classification)
 
 
 def _evaluate(args: argparse.Namespace, classification: bool) -> None:
@@ -93,7 +100,7 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
     needs_train = args.recalibrate_bn or args.correct_bn or any(p.act_bits for p in precisions)
     train = read_data(config.data, config.data.train) if needs_train else None
     results = measure(built, precisions, val, train, args.recalibrate_bn, args.correct_bn)
-    if args.output:
+    if args.output and distributed.rank() == 0:
         text = json.dumps(results, indent=1) + "\n"
         write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
 

@@ -22,6 +22,7 @@ from lbdet.cli import exit_code
 from lbdet.config import load_config
 from lbdet.convert import check_width, model_bytes, quantized_layers, set_float
 from lbdet.data.records import spread_images
+from lbdet.engine import distributed
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate
 from lbdet.engine.progress import say
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
+    distributed.refuse_many("sensitivity.py")
     settings = list(chain.from_iterable(args.settings))
     if args.run and settings:
         raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config")

@@ -14,6 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from lbdet.cli import exit_code
+from lbdet.engine import distributed
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
 from lbdet.precision import Precision
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sweep(args: argparse.Namespace, command: str) -> None:
+    distributed.refuse_many("sweep_bits.py")
     sweep = Sweep(args.config, tuple(chain.from_iterable(args.settings)), Path(args.output))
     precisions = [Precision.parse(text) for text in args.precisions]
     cells = plan_cells(precisions, args.mode, args.seeds, args.ratios)

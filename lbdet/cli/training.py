@@ -11,6 +11,7 @@ from pathlib import Path
 from lbdet.build import check_kind, download
 from lbdet.cli import exit_code
 from lbdet.config import load_config
+from lbdet.engine import distributed
 from lbdet.engine.run_folder import RunFolder
 from lbdet.experiment import train_run
 
@@ -30,14 +31,16 @@ def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool
         help="fetch the data set into data.root first: "
         + ("CIFAR-10 or CIFAR-100" if classification else "VOC2007 or VOC2012"),
     )
-    args = parser.parse_args(argv)
+    with distributed.only_first_speaks():
+        args = parser.parse_args(argv)
     output = Path(args.output) if args.output else Path("runs") / Path(args.config).stem
     return exit_code(partial(_train, args, RunFolder(output), classification))
 
 
 def _train(args: argparse.Namespace, run: RunFolder, classification: bool) -> None:
-    config = load_config(args.config, list(chain.from_iterable(args.settings)))
-    check_kind(config, classification)
-    if args.download:
-        download(config.data)
-    train_run(config, run, args.resume)
+    with distributed.process_group():
+        config = load_config(args.config, list(chain.from_iterable(args.settings)))
+        check_kind(config, classification)
+        if args.download:
+            distributed.first(partial(download, config.data))
+        train_run(config, run, args.resume)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -12,9 +12,15 @@ from pydantic import BaseModel, ValidationError
 from lbdet.config.quantizer import ACTIVATIONS, WEIGHTS, OverrideConfig
 from lbdet.config.schedule import ConstantConfig
 from lbdet.config.schema import Config
-from lbdet.config.sentences import sentence, short
-from lbdet.errors import UserError
+from lbdet.config.sentences import sentence
+from lbdet.data.files import read_text, reason
+from lbdet.errors import UserError, one_line, short
 from lbdet.precision import Precision
+
+MAX_CONFIG = 1 << 18
+"""Bytes of a config file; a published one has about 2000."""
+_MAX_DEPTH = 20  # a config has 5 levels
+_SHOWN = 30  # problems listed in one message
 
 
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
@@ -26,9 +32,9 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
         UserError: every problem of the file and the settings, one a line.
     """
     try:
-        tree = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(read_text(path, MAX_CONFIG), _Loader)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise UserError(f"{path}: cannot be read: {reason(error)}") from None
     except _NOT_YAML as error:
         raise UserError(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
@@ -70,32 +76,47 @@ _NOT_YAML = (
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, and aliases (a few bytes of them expand to gigabytes)."""
+    """SafeLoader that refuses what no config needs: a key twice, other keys than texts, tags, depth, and
+    aliases, a few bytes of which expand to gigabytes."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not allowed; write the value again", problem_mark=mark
-            )
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self._refuse("aliases are not allowed; write the value again", event)
+        if event.tag is not None:  # SafeLoader trips over !!bool x and the like
+            self._refuse(f"tags are not allowed, got {short(event.tag)}; write the plain value", event)
+        if self.depth == _MAX_DEPTH:  # the time that PyYAML takes grows with its square
+            self._refuse("values must not be nested so deeply", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: list[Any] = []
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                self._refuse(f"keys must be texts, got {short(key)}", key_node)
             if key in seen:
-                problem = f"key {key!r} stands twice in one mapping; remove one"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
-            seen.append(key)
+                self._refuse(f"key {short(key)} stands twice in one mapping; remove one", key_node)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+    @staticmethod
+    def _refuse(problem: str, place: Any) -> NoReturn:
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def _yaml_problem(error: Exception) -> str:
     """Return one line that says where and what, without the excerpt that PyYAML draws."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
-    return f"is not YAML: {' '.join(str(error).split())}"
+        place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+        words = [error.context or "", error.problem] if error.problem.startswith("but ") else [error.problem]
+        return f"{place}: {one_line(', '.join(words))}"
+    return f"is not YAML: {one_line(' '.join(str(error).split()))}"
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:
@@ -124,5 +145,7 @@ def _validate(tree: dict[str, Any], where: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [f"{where}: {sentence(problem)}" for problem in error.errors()]
-        raise UserError("\n".join(lines)) from None
+        problems = error.errors()
+        lines = [f"{where}: {one_line(sentence(problem))}" for problem in problems[:_SHOWN]]
+        more = [f"{where}: ... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise UserError("\n".join(lines + more)) from None

@@ -96,7 +96,7 @@ class CyclicConfig(_ScheduleSection):
 
     name: Literal["cyclic"]
     start: PrecisionText
-    cycles: int = Field(default=2, ge=1)
+    cycles: int = Field(default=2, ge=1, le=1000)
 
     def plain(self) -> Cyclic:
         return Cyclic(self.start, self.target, self.cycles)

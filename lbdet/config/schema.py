@@ -119,6 +119,8 @@ class TrainConfig(Section):
     ema: float | None = Field(default=None, gt=0, lt=1)
     """decay of the averaged weights that are evaluated and saved; null = no average"""
     amp: bool = False
+    sync_bn: bool = False
+    """batch statistics over all processes, where there are several on GPUs"""
     workers: int = Field(default=1, ge=0)
     freeze_bn_after: float | None = Field(default=None, ge=0, lt=1)
     """share of all steps after which batch norm keeps its statistics; null = as model.batch_norm says"""

@@ -6,8 +6,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from lbdet.errors import UserError
+from lbdet.errors import UserError, short
 from lbdet.precision import Precision
+
+_MAX_BITS = 32
+"""that a width is at all considered with; schedules go through all widths below their first"""
 
 
 class Section(BaseModel):
@@ -17,12 +20,15 @@ class Section(BaseModel):
 def _parse_precision(value: object) -> object:
     if isinstance(value, Precision):
         return value
-    if not isinstance(value, str):
-        raise ValueError(f"must be 'float' or like W4, got {value!r:.60}")
+    if not isinstance(value, str) or len(value) > 20:
+        raise ValueError(f"must be 'float' or like W4, got {short(value)}")
     try:
-        return Precision.parse(value)
+        precision = Precision.parse(value)
     except UserError as error:
         raise ValueError(str(error)) from None
+    if max(precision.weight_bits or 0, precision.act_bits or 0) > _MAX_BITS:
+        raise ValueError(f"must have at most {_MAX_BITS} bits, got {value}; float is wider than all")
+    return precision
 
 
 PrecisionText = Annotated[Precision, BeforeValidator(_parse_precision)]

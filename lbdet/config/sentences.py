@@ -9,7 +9,7 @@ from typing import Any, get_args
 from lbdet.config.quantizer import ACTIVATIONS, WEIGHTS, OverrideConfig
 from lbdet.config.schedule import SCHEDULES
 from lbdet.config.schema import Config
-from lbdet.errors import closest
+from lbdet.errors import closest, short
 
 _SECTIONS: dict[str, dict[str, Any]] = {
     "weight": WEIGHTS, "activation": ACTIVATIONS, "schedule": SCHEDULES,
@@ -48,12 +48,6 @@ def sentence(problem: Any) -> str:
             return f"{path}: must be true or false, got {short(got)}"
     rule = problem["msg"].removeprefix("Input ").replace("should", "must")
     return f"{path}: {rule[0].lower()}{rule[1:]}, got {short(got)}"
-
-
-def short(value: object) -> str:
-    """Return a value as it is shown in a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _is_tag(location: Sequence[str], i: int) -> bool:

@@ -13,12 +13,11 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lbdet.data.augment import Augmentation, derive_seed
-from lbdet.data.images import read_image
+from lbdet.data.images import decode_image, read_image
 from lbdet.errors import UserError
 
 CROP_RATIO = 0.875
@@ -66,7 +65,8 @@ class EncodedImages:
 
     def __getitem__(self, index: int, /) -> np.ndarray:
         start = self.ends[index - 1] if index else 0
-        return _decode_jpeg(self.data[start : self.ends[index]].tobytes(), self.names[index])
+        file = io.BytesIO(self.data[start : self.ends[index]].tobytes())
+        return decode_image(file, self.names[index], formats=("JPEG",))
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,6 @@ def stack_images(images: Sequence[Tensor]) -> Tensor:
             "train with augment 'imagenet' and evaluate with an image_size"
         )
     return torch.stack(list(images))
-
-
-def _decode_jpeg(data: bytes, name: str) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return np.array(image.convert("RGB"))
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UserError(f"{name}: must be a whole JPEG image, got {error}") from error
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:

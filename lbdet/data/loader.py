@@ -110,17 +110,28 @@ def epoch_batches(n: int, batch_size: int, seed: int, epoch: int) -> list[list[i
 
 
 def train_batches(
-    dataset: TrainItems, batch_size: int, seed: int, first_step: int, last_step: int, workers: int
+    dataset: TrainItems,
+    batch_size: int,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[list[Tensor], list[Target]]]:
     """Yield the batches of the updates `first_step .. last_step - 1`, counted from 0 over all epochs.
 
     The result is the same for every number of workers and every way to cut the steps into calls; no global
     random state is read or changed.
 
+    Args:
+        rank, world_size: yield only the share of process `rank` of each batch; the shares of all, one behind
+            the other, are the batch.
+
     Raises:
         UserError: a bad image, at the batch that needs it.
     """
-    steps = _Steps(len(dataset), batch_size, seed, first_step, last_step)
+    steps = _Steps(len(dataset), batch_size, seed, first_step, last_step, rank, world_size)
     for batch in _load(dataset, steps, seed, workers):
         images, targets = zip(*batch, strict=True)
         yield list(images), list(targets)
@@ -146,6 +157,8 @@ class _Steps:
     seed: int
     first_step: int
     last_step: int
+    rank: int
+    world_size: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = steps_per_epoch(self.n, self.batch_size)
@@ -154,8 +167,12 @@ class _Steps:
             epoch, start = divmod(step, per_epoch)
             batches = epoch_batches(self.n, self.batch_size, self.seed, epoch)
             batches = batches[start : start + self.last_step - step]
-            yield from ([(epoch, index) for index in batch] for batch in batches)
+            yield from ([(epoch, index) for index in self._share(batch)] for batch in batches)
             step += len(batches)
+
+    def _share(self, batch: list[int]) -> list[int]:
+        start, end = (len(batch) * r // self.world_size for r in (self.rank, self.rank + 1))
+        return batch[start:end]
 
 
 class _Caught(Dataset[Any]):

@@ -6,14 +6,15 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from xml.etree.ElementTree import Element, ElementTree
 
-from defusedxml.ElementTree import parse
 from PIL import Image
 
 from lbdet.data.images import read_image
-from lbdet.errors import UserError
+from lbdet.data.voc import is_plain, number, parse_xml
+from lbdet.errors import UserError, short
 
 SHORT_SIDE, JPEG_QUALITY = 300, 85
 
@@ -34,11 +35,15 @@ def make_subset(
         The number of images.
 
     Raises:
-        UserError: `output` exists, or an image or annotation is missing or damaged.
+        UserError: `output` exists, an id leads out of the folders, or an image or annotation is missing or
+            damaged.
     """
     source, target = Path(voc), Path(output)
     if target.exists():
         raise UserError(f"{output}: must not exist yet; remove it or name another folder")
+    for name in chain(splits, *splits.values()):
+        if not is_plain(name):
+            raise UserError(f"{output}: ids must be names of files without a folder, got {short(name)}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         year = Path(scratch, "devkit", "VOCdevkit", "VOC2012")
@@ -61,12 +66,10 @@ def _reduce(source: Path, year: Path, name: str) -> None:
     )
     path = source / "Annotations" / f"{name}.xml"
     try:
-        tree = parse(path)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(
-            f"{path}: must be an annotation of VOC, got {type(error).__name__}: {error}"
-        ) from None
-    _scale(tree, scale, width, height)
+        tree = ElementTree(parse_xml(path))
+        _scale(tree, scale, width, height)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     tree.write(year / "Annotations" / f"{name}.xml", encoding="unicode")
 
 
@@ -85,12 +88,12 @@ def _scale(tree: ElementTree, scale: float, width: int, height: int) -> None:
             ("ymax", 0, height),
         ):
             corner = _find(box, tag)
-            pixel = math.floor((float(corner.text or 0) - offset) * scale) + offset
+            pixel = math.floor((number(tag, corner.text or "") - offset) * scale) + offset
             corner.text = str(min(max(pixel, 1), side))
 
 
 def _find(tree: Element | ElementTree, tag: str) -> Element:
     found = tree.find(tag)
     if found is None:
-        raise UserError(f"an annotation must have <{tag}>, got none; unpack the official archive again")
+        raise UserError(f"must have a <{tag}>, got none; unpack the official archive again")
     return found

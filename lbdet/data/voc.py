@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 from xml.etree.ElementTree import Element, ParseError
@@ -16,15 +18,17 @@ import defusedxml.ElementTree
 import numpy as np
 import torchvision
 
+from lbdet.data.files import read_bytes, read_text, reason
+from lbdet.data.images import check_pixels
+from lbdet.data.problems import Box, Broken, Problem, Scan, problem
 from lbdet.data.records import DetectionData, ImageRecord
-from lbdet.errors import UserError, closest
+from lbdet.errors import UserError, closest, one_line, short
 
 OtherClasses = Literal["error", "ignore"]
-Problem = tuple[str, str]
-"""Where in the data set, and the rule that is broken there."""
 
+MAX_XML, MAX_SPLIT = 4 << 20, 16 << 20
+"""Bytes of an annotation (some 15 000 objects) and of the list of a split (some million images)."""
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-_SHOWN = 10  # problems listed in one message
 _TOLERANCE = 1.0  # pixels: 0-based annotations give x1 = -1, rounded ones stick out by a fraction
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _DOWNLOADS = {"2007": ("trainval", "test"), "2012": ("trainval",)}
@@ -44,12 +48,27 @@ def read_voc(
 
     Args:
         root: a devkit (holds VOC2007/, or VOCdevkit/VOC2007/, ...) or one VOC folder.
-        splits: `year:split`, such as `2007:trainval`, for a devkit; bare `split` for one VOC folder.
+        splits: `year:split`, such as `2007:trainval`, for a devkit; bare `split` for one VOC folder. A split
+            that ends with `.txt` is the path of a list that lies elsewhere.
         classes: label k is `classes[k - 1]`.
         other_classes: whether an object of another class is an error or is left out.
 
     Raises:
         UserError: with all problems of all files (the first ten spelled out).
+    """
+    return scan_voc(root, splits, classes, other_classes).whole(root)
+
+
+def scan_voc(
+    root: str | os.PathLike[str],
+    splits: Sequence[str],
+    classes: Sequence[str],
+    other_classes: OtherClasses = "error",
+) -> Scan[DetectionData]:
+    """Read what can be read, and list all problems. Args as for `read_voc`.
+
+    Raises:
+        UserError: a class stands twice in `classes`.
     """
     root = Path(root)
     labels = label_map(classes)
@@ -58,27 +77,28 @@ def read_voc(
     problems: list[Problem] = []
     for split in splits:
         try:
-            year, folder, names = _read_split(root, split)
+            year, folder, names = read_split(root, split)
         except UserError as error:
-            problems.append((f"split {split!r}", str(error)))
+            problems.append(Problem(f"split {short(split)}", str(error)))
             continue
         prefix = f"{year}_" if several_years and year else ""
         images = _image_files(folder)
         for name in names:
             if prefix + name in records:
-                problems.append((f"split {split!r}", f"an image must be listed once, got {name!r} twice"))
+                rule = f"an image must be listed once, got {short(name)} twice"
+                problems.append(Problem(f"split {short(split)}", rule, "listed twice"))
             elif name not in images:
                 rule = f"must have an image {name}.jpg (or .jpeg, .png), got none"
-                problems.append((f"{_short(root, folder)}JPEGImages", rule))
+                problems.append(Problem(f"{_short(root, folder)}JPEGImages", rule, "no image"))
             else:
                 path = os.path.join(folder, "Annotations", f"{name}.xml")
                 where = f"{_short(root, folder)}Annotations/{name}.xml"
                 image = os.path.join(folder, "JPEGImages", images[name])
                 record, found = _read_annotation(path, where, prefix + name, image, labels, other_classes)
-                records[record.id] = record
                 problems.extend(found)
-    raise_problems(root, problems)
-    return DetectionData(classes=tuple(classes), records=tuple(records.values()))
+                if record is not None:
+                    records[record.id] = record
+    return Scan(DetectionData(classes=tuple(classes), records=tuple(records.values())), tuple(problems))
 
 
 def download_voc(root: str | os.PathLike[str], year: str) -> None:
@@ -101,59 +121,58 @@ def download_voc(root: str | os.PathLike[str], year: str) -> None:
 
 def label_map(classes: Sequence[str]) -> dict[str, int]:
     """Return class name -> label, 1 for the first. A name given twice is a UserError."""
-    for name in classes:
-        if list(classes).count(name) > 1:
-            raise UserError(f"classes: names must differ, got {name!r} more than once")
+    for name, count in Counter(classes).items():
+        if count > 1:
+            raise UserError(f"classes: names must differ, got {short(name)} more than once")
     return {name: label for label, name in enumerate(classes, start=1)}
 
 
-def unknown_class(name: str, labels: Mapping[str, int]) -> UserError:
+def unknown_class(name: str, labels: Mapping[str, int], box: Box | None = None) -> Broken:
     """Return the error for an object of a class that is not in the list."""
-    return UserError(
-        f"class must be one of the {len(labels)} classes, got {name!r}; "
-        f"add it to classes or set other_classes: ignore{closest(name, labels)}"
+    return Broken(
+        "class",
+        f"class must be one of the {len(labels)} classes, got {short(name)}; "
+        f"add it to classes or set other_classes: ignore{_closest(name[:60], tuple(labels))}",
+        box,
     )
 
 
-def clip_box(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    """Clip `(x1, y1, x2, y2)` to the image; None where it is more than a pixel outside or nothing remains."""
+@lru_cache(maxsize=4096)  # a data set may have a million objects of a few other classes
+def _closest(name: str, names: tuple[str, ...]) -> str:
+    return closest(name, names)
+
+
+def clip_box(box: Sequence[float], width: int, height: int) -> Box | None:
+    """Clip `(x1, y1, x2, y2)` to the image; None where it is more than a pixel outside or nothing remains.
+
+    What remains has an area in float32, too: x1 < x2 and y1 < y2 there.
+    """
     x1, y1, x2, y2 = box
     if min(x1, y1) < -_TOLERANCE or x2 > width + _TOLERANCE or y2 > height + _TOLERANCE:
         return None
     x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+    return (x1, y1, x2, y2) if _less(x1, x2) and _less(y1, y2) else None
 
 
-def raise_problems(where: str | os.PathLike[str], problems: Sequence[Problem]) -> None:
-    """Raise one UserError that lists the problems, if there are any; those that read the same stand once."""
-    groups: dict[str, list[str]] = {}
-    for place, text in problems:
-        groups.setdefault(text, []).append(place)
-    lines = [
-        f"{places[0]}: {text}" + (f" (and {len(places) - 1} more like this)" if len(places) > 1 else "")
-        for text, places in groups.items()
-    ]
-    if len(lines) == 1:
-        raise UserError(f"{where}: {lines[0]}")
-    if lines:
-        more = [f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-        raise UserError("\n  ".join([f"{where}: {len(problems)} problems", *lines[:_SHOWN], *more]))
+def _less(a: float, b: float) -> bool:
+    return bool(np.float32(a) < np.float32(b))
 
 
-def _read_split(root: Path, split: str) -> tuple[str, Path, list[str]]:
+def read_split(root: Path, split: str) -> tuple[str, Path, list[str]]:
     """Return year (or ""), VOC folder and the image names of one split."""
     year, _, name = split.rpartition(":")
-    if not _is_plain(name) or (year and not _is_plain(year)):
+    elsewhere = name.endswith(".txt")
+    if not (elsewhere or is_plain(name)) or (year and not is_plain(year)):
         raise UserError("must be 'year:split' or 'split'")
     folder = _find_folder(root, year)
-    path = folder / "ImageSets" / "Main" / f"{name}.txt"
-    if not path.is_file():
+    path = Path(name) if elsewhere else folder / "ImageSets" / "Main" / f"{name}.txt"
+    if not os.path.isfile(path):
         there = sorted(file.stem for file in path.parent.glob("*.txt"))
         raise UserError(f"{path.name} must be in {path.parent}, got no such file{closest(name, there)}")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path.name} must be UTF-8 text, got {error}") from error
+        lines = read_text(path, MAX_SPLIT).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name} must be UTF-8 text, got {reason(error)}") from error
     names = [_listed_name(number, line) for number, line in enumerate(lines, start=1)]
     listed = [name for name in names if name]
     if not listed:
@@ -181,16 +200,16 @@ def _listed_name(number: int, line: str) -> str:
     words = line.split()
     flag = words[1] if len(words) == 2 else "1"
     if len(words) > 2 or flag not in ("-1", "0", "1"):
-        raise UserError(f"line {number} must be an image name, or one and -1, 0 or 1, got {line!r}")
+        raise UserError(f"line {number} must be an image name, or one and -1, 0 or 1, got {short(line)}")
     if not words or flag == "-1":
         return ""
-    if not _is_plain(words[0]):
-        raise UserError(f"line {number} must name a file without a folder, got {words[0]!r}")
+    if not is_plain(words[0]):
+        raise UserError(f"line {number} must name a file without a folder, got {short(words[0])}")
     return words[0]
 
 
-def _is_plain(name: str) -> bool:
-    """Tell whether a name stays inside its folder."""
+def is_plain(name: str) -> bool:
+    """Tell whether a file of this name stays inside its folder."""
     return bool(name) and "/" not in name and "\\" not in name and ".." not in name and "\0" not in name
 
 
@@ -207,38 +226,52 @@ def _short(root: Path, folder: Path) -> str:
 
 def _read_annotation(
     path: str, where: str, image_id: str, image: str, labels: Mapping[str, int], other_classes: OtherClasses
-) -> tuple[ImageRecord, list[Problem]]:
-    """Return the record of one annotation file, and its problems (the record is then incomplete)."""
-    objects: list[tuple[tuple[float, float, float, float], int, bool]] = []
+) -> tuple[ImageRecord | None, list[Problem]]:
+    """Return the record of one annotation file and its problems.
+
+    Objects with a problem are left out; of a file that has no size nothing remains.
+    """
+    objects: list[tuple[Box, int, bool]] = []
     problems: list[Problem] = []
-    width = height = 0
     try:
-        tree = _parse(path)
+        tree = parse_xml(path)
         width, height = _size(tree)
-        for number, element in enumerate(tree.findall("object"), start=1):
-            try:
-                name = _text(element, "name")
-                if name in labels:
-                    objects.append((_box(element, width, height), labels[name], _difficult(element)))
-                elif other_classes == "error":
-                    raise unknown_class(name, labels)
-            except UserError as error:
-                problems.append((f"{where}: object {number}", str(error)))
     except UserError as error:
-        problems.append((where, str(error)))
+        return None, [problem(where, error, image)]
+    for number, element in enumerate(tree.findall("object"), start=1):
+        try:
+            name = _text(element, "name")
+            if name in labels:
+                objects.append((_box(element, width, height), labels[name], _difficult(element)))
+            elif other_classes == "error":
+                raise unknown_class(name, labels, _box_if_right(element, width, height))
+        except UserError as error:
+            problems.append(problem(f"{where}: object {number}", error, image))
+    return record_of(image_id, image, width, height, objects), problems
+
+
+def record_of(
+    image_id: str, path: str, width: int, height: int, objects: Sequence[tuple[Box, int, bool]]
+) -> ImageRecord:
+    """Return a record of some objects, each with its box, label and whether it is difficult."""
     boxes = np.array([box for box, _, _ in objects], dtype=np.float32).reshape(-1, 4)
-    numbers = np.array([label for _, label, _ in objects], dtype=np.int64)
+    labels = np.array([label for _, label, _ in objects], dtype=np.int64)
     difficult = np.array([flag for _, _, flag in objects], dtype=bool)
-    return ImageRecord(image_id, image, width, height, boxes, numbers, difficult), problems
+    return ImageRecord(image_id, path, width, height, boxes, labels, difficult)
 
 
-def _parse(path: str) -> Element:
+def parse_xml(path: str | os.PathLike[str]) -> Element:
+    """Parse a file of at most 4 MiB; entities are refused before they expand, nothing is fetched.
+
+    Raises:
+        UserError: there is no such file, or it is no such XML.
+    """
     try:
-        return defusedxml.ElementTree.fromstring(Path(path).read_bytes())
+        return defusedxml.ElementTree.fromstring(read_bytes(path, MAX_XML))
     except FileNotFoundError as error:
-        raise UserError("file does not exist") from error
+        raise Broken("no annotation", "file does not exist") from error
     except (OSError, ParseError, ValueError, LookupError) as error:  # defusedxml's refusals are ValueErrors
-        raise UserError(f"must be plain XML, got {error}") from error
+        raise UserError(f"must be plain XML, got {reason(error)}") from error
 
 
 def _text(element: Element, tag: str) -> str:
@@ -252,42 +285,54 @@ def _size(tree: Element) -> tuple[int, int]:
     size = tree.find("size")
     if size is None:
         raise UserError("must have a <size>, got none")
-    width, height = _text(size, "width"), _text(size, "height")
-    if not (width.isdecimal() and height.isdecimal() and int(width) > 0 and int(height) > 0):
+    texts = _text(size, "width"), _text(size, "height")
+    if not all(text.isdecimal() and len(text) < 10 and int(text) > 0 for text in texts):
+        width, height = (one_line(text, 60) for text in texts)
         raise UserError(f"<size> must be positive integers, got width={width} height={height}")
-    return int(width), int(height)
+    width, height = map(int, texts)
+    check_pixels("<size>", width, height)
+    return width, height
 
 
-def _box(element: Element, width: int, height: int) -> tuple[float, float, float, float]:
+def _box(element: Element, width: int, height: int) -> Box:
     """Return half-open 0-based `(x1, y1, x2, y2)` of an object's closed 1-based corners."""
     bndbox = element.find("bndbox")
     if bndbox is None:
         raise UserError("must have a <bndbox>, got none")
     texts = {tag: _text(bndbox, tag) for tag in _CORNERS}
-    xmin, ymin, xmax, ymax = (_number(tag, text) for tag, text in texts.items())
+    xmin, ymin, xmax, ymax = (number(tag, text) for tag, text in texts.items())
+    got = {tag: f"{tag}={one_line(text, 60)}" for tag, text in texts.items()}
+    annotated = (xmin - 1, ymin - 1, xmax, ymax)
     for low, high, swapped in (("xmin", "xmax", xmax < xmin), ("ymin", "ymax", ymax < ymin)):
         if swapped:
-            got = f"{low}={texts[low]} {high}={texts[high]}"
-            raise UserError(f"{high} must not be less than {low}, got {got}")
-    box = clip_box((xmin - 1, ymin - 1, xmax, ymax), width, height)
+            raise Broken("box", f"{high} must not be less than {low}, got {got[low]} {got[high]}", annotated)
+    box = clip_box(annotated, width, height)
     if box is None:
-        got = " ".join(f"{tag}={text}" for tag, text in texts.items())
-        raise UserError(f"box must lie inside the image of {width}x{height}, got {got}")
+        rule = f"box must lie inside the image of {width}x{height}, got {' '.join(got.values())}"
+        raise Broken("box", rule, annotated)
     return box
 
 
-def _number(tag: str, text: str) -> float:
+def _box_if_right(element: Element, width: int, height: int) -> Box | None:
     try:
-        number = float(text)
+        return _box(element, width, height)
+    except UserError:
+        return None
+
+
+def number(tag: str, text: str) -> float:
+    """Return the finite number that a text is. Raises UserError for another text."""
+    try:
+        value = float(text)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{tag} must be a number, got {text!r}")
-    return number
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{tag} must be a number, got {short(text)}")
+    return value
 
 
 def _difficult(element: Element) -> bool:
     text = element.findtext("difficult", default="0").strip()
     if text not in ("0", "1"):
-        raise UserError(f"<difficult> must be 0 or 1, got {text!r}")
+        raise UserError(f"<difficult> must be 0 or 1, got {short(text)}")
     return text == "1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from lbdet.errors import UserError
+from lbdet.models.plain import load_plain
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
@@ -73,11 +73,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(damaged)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_plain(path, checksums=True)
     except Exception as error:  # damaged bytes can raise nearly anything in the unpickler
         raise UserError(
             f"{path}: is no readable checkpoint ({type(error).__name__}); remove it to start the run again"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from lbdet.convert import hold_weights
 from lbdet.data.loader import EvalSet, eval_batches
 from lbdet.data.records import DetectionData
+from lbdet.engine import distributed
 from lbdet.engine.progress import track
 from lbdet.metrics.coco import coco_ap
 from lbdet.metrics.voc import average_precision, match
@@ -66,7 +69,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 1,
 ) -> Evaluation:
-    """Measure a detector.
+    """Measure a detector; several processes share the batches, and each returns the whole.
 
     Args:
         score_classes: the classes that the means are over; None = all. Classes without an object
@@ -75,8 +78,9 @@ def evaluate(
     Returns:
         Metrics with the keys `voc07_map` (11-point), `voc_area_map`, `per_class`, `coco` and `images`.
     """
-    detections = detect(model, data, batch_size, workers)
-    return Evaluation(score(detections, data, score_classes), detections)
+    mine = distributed.own_batches(data, batch_size)
+    detections = list(chain(*distributed.gather(detect(model, mine, batch_size, workers))))
+    return Evaluation(distributed.first(partial(score, detections, data, score_classes)), detections)
 
 
 def score(detections: Detections, data: DetectionData, score_classes: Sequence[str] | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lbdet.convert import calibrate_activations, correct_bn, coverage, coverage_json, model_bytes
 from lbdet.data.records import spread_images
+from lbdet.engine import distributed
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.task import Task
@@ -57,6 +58,7 @@ def recalibrate(model: nn.Module, task: Task, data: Any, images: int) -> None:
     """Measure batch norm's statistics again on `images` images spread over the data set; 0 = leave them."""
     if images:
         seen = recalibrate_bn(model, _inputs(model, task, data, images))
+        distributed.same_state(model)
         say(f"batch norm recalibrated on {seen} images")
 
 
@@ -64,6 +66,7 @@ def correct(model: nn.Module, task: Task, data: Any, images: int) -> None:
     """Shift batch norm's statistics by the error of the weights, on `images` images; 0 = leave them."""
     if images:
         seen = correct_bn(model, partial(_inputs, model, task, data, images))
+        distributed.same_state(model)
         say(f"batch norm corrected on {seen} images")
 
 
@@ -78,6 +81,7 @@ def calibrate(
     """Set the ranges of activations, if there are any, on `images` images spread over the data set."""
     inputs = partial(_inputs, model, task, data, images)
     seen = calibrate_activations(model, inputs, use_batch_statistics, names)
+    distributed.same_state(model)
     if seen:
         say(f"activations calibrated on {seen} images")
 

@@ -14,6 +14,7 @@ import torch
 
 from lbdet.data.labelled import LabelledData
 from lbdet.data.records import DetectionData
+from lbdet.engine import distributed
 
 PACKAGES = (
     "lbdet",
@@ -44,7 +45,8 @@ def manifest(config: str, seed: int, train: Any, val: Any) -> dict[str, Any]:
         "data": {"train": fingerprint(train), "val": fingerprint(val)},
         "machine": {
             "system": platform.platform(), "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(), "gpu": torch.cuda.get_device_name() if cuda else None,
+            "processes": distributed.world_size(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
         },
     }  # fmt: skip
 

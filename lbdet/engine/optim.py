@@ -1,4 +1,4 @@
-"""Which parameters decay, and how large is a step? Optimizer groups and the learning-rate curve."""
+"""Which parameters decay, and how large is a step? Optimizer groups, the learning-rate curve, averages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lbdet.convert import quantized_layers
+from lbdet.nn import UniformActivation
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -58,6 +62,21 @@ def lr_factor(
     if curve == "steps":
         return warmup * 0.1 ** sum(step >= share * total_steps for share in milestones)
     return warmup * 0.5 * (1 + math.cos(math.pi * step / total_steps))
+
+
+def moving_statistics(model: nn.Module) -> list[Tensor]:
+    """Return what a forward pass in training changes by itself: batch norm's running statistics where it is
+    trained, and the scales of activations that follow the data. Not copies, detached.
+    """
+    found = []
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            found += [x for x in (layer.running_mean, layer.running_var) if x is not None]
+    for layer in quantized_layers(model).values():
+        quantizer, bits = layer.activation_quantizer, layer.precision.act_bits
+        if bits is not None and isinstance(quantizer, UniformActivation) and quantizer.update == "average":
+            found.append(quantizer.get_parameter(f"log_scale_{bits}").detach())
+    return found
 
 
 def average_start(model: nn.Module) -> dict[str, Tensor]:

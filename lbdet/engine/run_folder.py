@@ -24,6 +24,8 @@ class RunFolder:
     """Paths and writers of a run; every file but the log is written atomically."""
 
     path: Path
+    writes: bool = True
+    """false in all but one of several processes: whatever would change a file does nothing"""
 
     @property
     def config(self) -> Path:
@@ -80,6 +82,9 @@ class RunFolder:
         Raises:
             UserError: another process has it, or the folder cannot be made or written.
         """
+        if not self.writes:
+            yield
+            return
         self._make()
         path = self.path / ".lock"
         with ExitStack() as stack:
@@ -96,6 +101,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file."""
+        if not self.writes:
+            return
         write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
 
     def write_json(self, name: str, value: object, indent: int | None = 1) -> None:
@@ -103,6 +110,8 @@ class RunFolder:
         self.write_text(name, json.dumps(value, indent=indent) + "\n")
 
     def _make(self) -> None:
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -110,6 +119,8 @@ class RunFolder:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
+        if not self.writes:
+            return
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -126,6 +137,8 @@ class RunFolder:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint."""
+        if not self.writes:
+            return
         save_checkpoint(self.checkpoint, state)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
@@ -139,6 +152,8 @@ class RunFolder:
 
     def save_model(self, model: nn.Module, architecture: str, classes: Sequence[str]) -> None:
         """Write the state dict as safetensors; the file itself says which model and classes it is for."""
+        if not self.writes:
+            return
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
         content = save(tensors, metadata)

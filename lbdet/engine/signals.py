@@ -9,6 +9,14 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(Exception):
+    """A signal asked to stop; the checkpoint is written."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"interrupted at step {step}, saved; continue with --resume")
+        self.signum = signum
+
+
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in the yielded list instead of dying; a second one kills as usual."""

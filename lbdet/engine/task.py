@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -14,6 +15,8 @@ from lbdet.convert import hold_weights
 from lbdet.data.labelled import LabelledData, LabelledEvalSet, stack_images
 from lbdet.data.loader import Target, eval_batches
 from lbdet.data.records import DetectionData
+from lbdet.engine import distributed
+from lbdet.engine.detection_losses import detection_losses
 from lbdet.engine.evaluate import evaluate, image_batches, to_model
 from lbdet.engine.progress import track
 from lbdet.metrics.coco import to_coco_results
@@ -55,7 +58,7 @@ class DetectionTask:
     )
 
     def losses(self, model: nn.Module, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        return model(to_model(images, _device(model)), targets)
+        return detection_losses(model, to_model(images, _device(model)), targets)
 
     def inputs(self, data: DetectionData, batch_size: int, device: torch.device) -> Iterator[list[Tensor]]:
         return image_batches(data, batch_size, 1, device)
@@ -89,10 +92,12 @@ class ClassificationTask:
         self, model: nn.Module, data: LabelledData, batch_size: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         model.eval()
-        batches = -(-len(data) // batch_size)
-        inputs = track(self.inputs(data, batch_size, _device(model)), batches, "evaluate")
+        mine = distributed.own_batches(data, batch_size)
+        batches = -(-len(mine) // batch_size)
+        inputs = track(self.inputs(mine, batch_size, _device(model)), batches, "evaluate")
         with hold_weights(model):
-            logits = torch.cat([model(images).float().cpu() for images in inputs])
+            parts = distributed.gather([model(images).float().cpu() for images in inputs])
+        logits = torch.cat(list(chain(*parts)))
         return top_k(logits, data.labels) | {"images": len(data)}, {}
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 
 @contextmanager
-def scalars(folder: Path, first_step: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+def scalars(folder: Path | None, first_step: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Yield a function that writes the numbers of a log record under its `step`, or does nothing.
 
     Args:
-        folder: of the event files, made at need.
+        folder: of the event files, made at need; None = nothing is written.
         first_step: where a resumed run goes on; what an earlier one wrote from there on is hidden.
     """
+    if folder is None:
+        yield lambda record: None
+        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

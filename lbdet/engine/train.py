@@ -24,18 +24,20 @@ from lbdet.data.augment import derive_seed
 from lbdet.data.labelled import LabelledTrainSet
 from lbdet.data.loader import Target, TrainSet, train_batches
 from lbdet.data.records import spread_images
+from lbdet.engine import distributed
 from lbdet.engine.finish import calibrate
 from lbdet.engine.optim import (
     average_start,
     average_update,
     build_optimizer,
     clipped_parameters,
+    moving_statistics,
 )  # fmt: skip
 from lbdet.engine.phases import enter_phase
 from lbdet.engine.progress import say, track
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.settings import TrainSettings
-from lbdet.engine.signals import noted_signals
+from lbdet.engine.signals import Interrupted, noted_signals
 from lbdet.engine.task import Task
 from lbdet.engine.tensorboard import scalars
 from lbdet.errors import NumericsError, UserError
@@ -56,14 +58,6 @@ class Trained:
     optimizer: torch.optim.Optimizer
 
 
-class Interrupted(Exception):
-    """A signal asked to stop; the checkpoint is written."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"interrupted at step {step}, saved; continue with --resume")
-        self.signum = signum
-
-
 def train(
     model: nn.Module,
     task: Task,
@@ -77,6 +71,9 @@ def train(
     blocks: Mapping[str, Sequence[str]] | None = None,
 ) -> int:
     """Train `model` in place, from the run's checkpoint where there is one, until it is to be evaluated.
+
+    Of several processes (`lbdet.engine.distributed`) each computes the gradients of its share of a batch; all
+    call this with equal arguments, and one of them with a run that writes.
 
     Args:
         blocks: block -> its layers, for stochastic precision, see `lbdet.convert.find_blocks`.
@@ -96,6 +93,8 @@ def train(
     networks = [_trained(m, settings) for m in (model, *(guidance.trained if guidance else ()))]
     average = average_start(model) if settings.ema else None
     start = _resume(run, networks, average, total)
+    for network in networks:
+        distributed.same_state(network.model)
     before = schedule.plan(start - 1, total, layers, blocks) if start else None
     batches = train_batches(
         train_set,
@@ -104,9 +103,12 @@ def train(
         start * settings.accumulate,
         total * settings.accumulate,
         settings.workers,
+        distributed.rank(),
+        distributed.world_size(),
     )
 
-    with noted_signals() as received, scalars(run.path / "tensorboard", start) as show:
+    board = run.path / "tensorboard" if run.writes else None
+    with noted_signals() as received, scalars(board, start) as show:
         for step in track(range(start, total), total - start, "train"):
             plan = schedule.plan(step, total, layers, blocks)
             batch_norm = settings.batch_norm_at(step, total)
@@ -120,7 +122,7 @@ def train(
             set_precision(model, plan.precision)
             for network in networks:
                 set_training_mode(network.model, batch_norm)
-            torch.manual_seed(derive_seed("model", seed, step))  # dropout and the samplers of Faster R-CNN
+            torch.manual_seed(_model_seed(seed, step))
             rate = settings.lr_at(step, total, plan.span)
             losses = _update(networks, task, guidance, rate, batches, settings, step, run)
             if average is not None and settings.ema:
@@ -137,11 +139,13 @@ def train(
                     record = {"step": done} | _evaluate_on_the_way(model, plan, task, average, val)
                     run.log(record)
                     show(record)
-            if received or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
+            signum = distributed.largest(received[0] if received else 0)
+            if signum or done == total or done % (settings.checkpoint_steps or per_epoch) == 0:
                 _stop_if_weights_not_finite(networks, done, run)
                 run.save_checkpoint(_state(networks, average, done, total))
-            if received:
-                raise Interrupted(received[0], done)
+            if signum:
+                distributed.largest(0)  # none leaves before the checkpoint is written
+                raise Interrupted(signum, done)
 
     if average is not None:
         model.load_state_dict(average)
@@ -149,6 +153,12 @@ def train(
     if uncalibrated(model):  # nothing was trained
         calibrate(model, task, train_set.data, settings.calibration_images)
     return total
+
+
+def _model_seed(seed: int, step: int) -> int:
+    """Return the seed of dropout and of the samplers of Faster R-CNN, which is each rank's own."""
+    rank = distributed.rank()
+    return derive_seed("model", seed, step, rank) if rank else derive_seed("model", seed, step)
 
 
 def _trained(model: nn.Module, settings: TrainSettings) -> Trained:
@@ -186,10 +196,15 @@ def _update(
             losses = task_losses(student) | quantization_losses(student)
             losses |= guidance.losses(task_losses) if guidance is not None else {}
         loss = torch.stack(list(losses.values())).sum()
-        for name, value in [("loss", loss), *losses.items()]:
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) / settings.accumulate
+        values = distributed.average([float(value.detach()) for value in (loss, *losses.values())])
+        for name, value in zip(("loss", *losses), values, strict=True):
+            sums[name] = sums.get(name, 0.0) + value / settings.accumulate
         _stop_if_not_finite(sums, step, run)
         (loss / settings.accumulate).backward()
+    distributed.average_gradients(
+        [p for network in networks for p in network.model.parameters()],
+        [tensor for network in networks for tensor in moving_statistics(network.model)],
+    )
     for network in networks:
         if settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(clipped_parameters(network.model), settings.clip_norm)
@@ -255,7 +270,7 @@ def _resume(
     run: RunFolder, networks: Sequence[Trained], average: dict[str, Tensor] | None, total: int
 ) -> int:
     """Load the run's checkpoint, if there is one; return the first step that is left to do."""
-    state = run.load_checkpoint()
+    state = distributed.first(run.load_checkpoint)
     if state is None:
         run.forget_log_after(0)  # a run that died before its first checkpoint has left lines
         return 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lbdet.guidance.heads import Scores, recorder_for
-from lbdet.guidance.hints import boxes_loss, logits_loss
+from lbdet.guidance.hints import Divisor, boxes_loss, logits_loss
 from lbdet.guidance.taps import Taps, features_loss, rounded
 
 TaskLosses = Callable[[nn.Module], dict[str, Tensor]]
@@ -28,6 +28,7 @@ class Guidance(ABC):
         features: weight of the hint on feature maps, see `lbdet.guidance.taps`.
         taps: names of the modules, in both models, that put these maps out.
         tap_bits: 2 to 8, the width that the teacher's maps are rounded to first; None = they stay float.
+        divisor: how the number of objects, or the power of maps, divides; see `lbdet.guidance.hints`.
 
     Raises:
         UserError: a tap that is no module.
@@ -43,10 +44,12 @@ class Guidance(ABC):
         features: float = 0.0,
         taps: Sequence[str] = (),
         tap_bits: int | None = None,
+        divisor: Divisor = torch.clamp_min,
     ) -> None:
         self.teacher = teacher
         self.logits, self.boxes, self.temperature = logits, boxes, temperature
         self.features, self.tap_bits = features, tap_bits
+        self._divisor = divisor
         self._taps = Taps(student, teacher, taps)
         self._recorder = recorder_for(student)
         self._begin(student)
@@ -89,9 +92,15 @@ class Guidance(ABC):
         heads = [(s, t.detach()) for s, t in zip(said, shown, strict=True)]
         losses: dict[str, list[Tensor]] = {"hint_logits": [], "hint_boxes": [], "hint_features": []}
         if self.logits:
-            losses["hint_logits"] = [self.logits * logits_loss(s, t, self.temperature) for s, t in heads]
+            losses["hint_logits"] = [
+                self.logits * logits_loss(s, t, self.temperature, self._divisor) for s, t in heads
+            ]
         if self.boxes:
-            losses["hint_boxes"] = [self.boxes * boxes_loss(s, t) for s, t in heads if t.boxes is not None]
+            losses["hint_boxes"] = [
+                self.boxes * boxes_loss(s, t, self._divisor) for s, t in heads if t.boxes is not None
+            ]
         if maps:
-            losses["hint_features"] = [self.features / len(maps) * features_loss(s, t) for s, t in maps]
+            losses["hint_features"] = [
+                self.features / len(maps) * features_loss(s, t, self._divisor) for s, t in maps
+            ]
         return {name: torch.stack(parts).sum() for name, parts in losses.items() if parts}

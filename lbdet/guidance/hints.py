@@ -15,11 +15,17 @@ Reference:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lbdet.guidance.heads import Scores
+
+Divisor = Callable[[Tensor, float], Tensor]
+"""From n of the images at hand, `[]`, and its least value, to what their sum is divided by: the larger one.
+Where several processes share a batch it takes all of its images into account."""
 
 
 def objects(teacher: Scores) -> Tensor:
@@ -32,7 +38,9 @@ def objects(teacher: Scores) -> Tensor:
     return torch.ones_like(logits[:, 0])
 
 
-def logits_loss(student: Scores, teacher: Scores, temperature: float) -> Tensor:
+def logits_loss(
+    student: Scores, teacher: Scores, temperature: float, divisor: Divisor = torch.clamp_min
+) -> Tensor:
     """Return L_logits, float32 `[]`; 0 without places.
 
     A single logit stands for two classes, of which the other one has logit 0.
@@ -42,10 +50,10 @@ def logits_loss(student: Scores, teacher: Scores, temperature: float) -> Tensor:
     """
     s, t = (_log_probabilities(scores.logits.float() / temperature) for scores in (student, teacher))
     divergence = F.kl_div(s, t, reduction="sum", log_target=True)
-    return temperature**2 * divergence / objects(teacher).sum().clamp_min(1)
+    return temperature**2 * divergence / divisor(objects(teacher).sum(), 1)
 
 
-def boxes_loss(student: Scores, teacher: Scores) -> Tensor:
+def boxes_loss(student: Scores, teacher: Scores, divisor: Divisor = torch.clamp_min) -> Tensor:
     """Return L_boxes, float32 `[]`; 0 without places.
 
     Deltas of several classes count by the teacher's probability of each.
@@ -57,7 +65,7 @@ def boxes_loss(student: Scores, teacher: Scores) -> Tensor:
     assert teacher.boxes is not None
     difference = F.smooth_l1_loss(student.boxes.float(), teacher.boxes.float(), reduction="none").sum(-1)
     share = objects(teacher) if difference.ndim == 1 else _of_classes(teacher)
-    return (difference * share).sum() / objects(teacher).sum().clamp_min(1)
+    return (difference * share).sum() / divisor(objects(teacher).sum(), 1)
 
 
 def _of_classes(teacher: Scores) -> Tensor:

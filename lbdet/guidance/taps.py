@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lbdet.errors import UserError, closest
+from lbdet.guidance.hints import Divisor
 from lbdet.quant import activations, uniform
 
 
@@ -89,7 +90,7 @@ class Taps:
             seen.clear()
 
 
-def features_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def features_loss(student: Tensor, teacher: Tensor, divisor: Divisor = torch.clamp_min) -> Tensor:
     """Return L_features of one map of any shape, float32 `[]`; 0 where both are zero or empty.
 
     Gradient:
@@ -97,7 +98,7 @@ def features_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     s, t = student.float(), teacher.float()
     power = (s.detach().square().sum() + t.detach().square().sum()) / 2
-    return (s - t).square().sum() / power.clamp_min(torch.finfo(torch.float32).tiny)
+    return (s - t).square().sum() / divisor(power, torch.finfo(torch.float32).tiny)
 
 
 @torch.no_grad()

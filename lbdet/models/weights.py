@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from lbdet.errors import UserError
+from lbdet.errors import UserError, one_line, short
+from lbdet.models.plain import load_plain
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def load_into(model: nn.Module, weights: Weights, keys: Collection[str] | None =
     for key, tensor in weights.tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(
-                f"{weights.source}: weights must be finite, got nan or inf in '{key}'; "
+                f"{weights.source}: weights must be finite, got nan or inf in '{one_line(key, 100)}'; "
                 "take an earlier checkpoint"
             )
     model.load_state_dict(weights.tensors, strict=False)
@@ -128,7 +130,8 @@ def check_fit(
 def _examples(entries: list[str]) -> str:
     """`0`, or `5 (a, b, c, ...)`."""
     dots = ["..."] if len(entries) > 3 else []
-    return f"{len(entries)} ({', '.join(entries[:3] + dots)})" if entries else "0"
+    shown = [one_line(entry, 100) for entry in entries[:3]]
+    return f"{len(entries)} ({', '.join(shown + dots)})" if entries else "0"
 
 
 def _names(architecture: str | None) -> Mapping[str, WeightsEnum]:
@@ -153,7 +156,7 @@ def _read_safetensors(source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(source, framework="pt", device="cpu") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # SafetensorError, and torch's on dtypes that it does not have
         raise UserError(
             f"{source}: must be a safetensors file, got a damaged or other file; copy it anew"
         ) from error
@@ -161,7 +164,7 @@ def _read_safetensors(source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        content = load_plain(source)
     except Exception as error:  # damaged bytes can raise nearly anything in the unpickler
         raise UserError(
             f"{source}: weights must hold tensors only, got a damaged file or one with code or objects; "
@@ -174,13 +177,26 @@ def _read_pickle(source: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(
             f"{source}: weights must be a state dict, got {type(content).__name__}; save model.state_dict()"
         )
+    size = os.path.getsize(source)
     for key, value in content.items():
-        if not (isinstance(key, str) and isinstance(value, Tensor)):
+        if not (isinstance(key, str) and _is_plain(value, size)):
             raise UserError(
-                f"{source}: weights must be a state dict of tensors, got {type(value).__name__} at {key!r}; "
-                "save model.state_dict()"
+                f"{source}: weights must be a state dict of tensors, got {type(value).__name__} at "
+                f"{short(key)}; save model.state_dict()"
             )
     return dict(content), {}
+
+
+def _is_plain(value: object, size: int) -> bool:
+    """Whether a value is a tensor whose elements, none sparse or repeated, lie in a file of so many bytes."""
+    return (
+        type(value) in (Tensor, nn.Parameter)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and value.numel() * value.element_size() <= min(size, value.untyped_storage().nbytes())
+    )
 
 
 _READERS: dict[str, Callable[[str], tuple[dict[str, Tensor], dict[str, str]]]] = {
@@ -195,11 +211,12 @@ def _classes(source: str, metadata: Mapping[str, str]) -> tuple[str, ...] | None
         return None
     try:
         classes = json.loads(metadata["classes"])
-    except json.JSONDecodeError:
+        "".join(classes).encode()  # halves of surrogate pairs are no text
+    except (ValueError, TypeError, RecursionError):
         classes = None
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+    if not isinstance(classes, list):
         raise UserError(
-            f"{source}: metadata 'classes' must be a JSON list of names, got {metadata['classes']!r}; "
+            f"{source}: metadata 'classes' must be a JSON list of names, got {short(metadata['classes'])}; "
             "save them with json.dumps"
         )
     return tuple(classes)

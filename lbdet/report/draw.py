@@ -65,12 +65,12 @@ def class_colour(label: int) -> Colour:
 def draw_detections(
     image: np.ndarray, detections: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> Image.Image:
-    """Draw every detection with its name and score; apply the score threshold first.
+    """Draw every detection with its name and score, if it has one; apply the score threshold first.
 
     Args:
         image: uint8 `[H, W, 3]`, RGB.
         detections: `{"boxes": [N, 4], "labels": [N], "scores": [N]}` in pixels of `image`,
-            boxes finite; what lies outside is not drawn.
+            boxes finite; what lies outside is not drawn. Annotations have no scores.
         class_names: the name of label c at c - 1.
 
     Returns:
@@ -141,13 +141,14 @@ def _draw(
         raise ValueError(f"labels: must lie in 1..{len(class_names)}, got {min(labels)}..{max(labels)}")
     sizes = _Sizes.of(picture)
     canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(sizes.font)
-    scores, boxes = np.asarray(detections["scores"], np.float64), np.asarray(detections["boxes"], np.float64)
+    boxes, scored = np.asarray(detections["boxes"], np.float64), "scores" in detections
+    scores = np.asarray(detections["scores"] if scored else np.zeros(len(labels)), np.float64)
     is_solid = np.array([style.dashes is None for style in styles])
     ranking: list[int] = np.lexsort((-scores, is_solid)).tolist()
     shown = [(i, box) for i in ranking if (box := _visible(boxes[i], zoom, picture.size)) is not None]
     tags: list[tuple[Rectangle, str]] = []
     for i, box in shown:
-        score = f" {scores[i]:.2f}"
+        score = f" {scores[i]:.2f}" if scored else ""
         room = picture.width - 2 * sizes.pad - font.getlength(score)
         text = _shortened(class_names[labels[i] - 1], font, room) + score
         size = (round(font.getlength(text)) + 2 * sizes.pad, round(1.4 * sizes.font))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import tarfile
+import zipfile
 from http.client import IncompleteRead
 from pathlib import Path
 from urllib.error import URLError
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 
+from lbdet.data import classification
 from lbdet.data.classification import read_cifar, read_image_folder, read_npz
 from lbdet.errors import UserError
 
@@ -347,3 +349,58 @@ def test_the_shared_part_of_cifar10_is_read() -> None:
     assert train.classes[0] == "airplane"
     assert np.bincount(train.labels).tolist() == [1000] * 10
     assert train.image(9_999).shape == (32, 32, 3)
+
+
+def test_links_that_lead_back_are_followed_once(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / "train" / "cat" / name).symlink_to(folder / "train" / "cat", target_is_directory=True)
+    assert len(read_image_folder(folder, "train")) == 6
+
+
+def npz_of(path: Path, **arrays: np.ndarray) -> Path:
+    known = {"classes": np.array(["a"]), "x_t": np.zeros((1, 2, 2), np.uint8), "y_t": np.array([0])}
+    np.savez(path, **(known | arrays))
+    return path
+
+
+def npz_with_header(path: Path, header: str) -> Path:
+    """Write an archive whose `x_t` has this header and one byte."""
+    with zipfile.ZipFile(npz_of(path)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    text = header.encode() + b"\n"
+    members["x_t.npy"] = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + b"x"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"classes": np.array(["\ud800"])}, "classes must be valid Unicode, got 'utf-8' codec can't encode"),
+        ({"classes": np.array([0x7FFFFFFF], np.uint32).view("U1")}, "classes must be valid Unicode, got "),
+        ({"classes": np.array(["a", "a"])}, "classes: names must differ, got 'a' more than once"),
+    ],
+)
+def test_classes_that_are_no_names_are_refused(arrays, text, tmp_path: Path) -> None:
+    path = npz_of(tmp_path / "x.npz", **arrays)
+    assert message_of(read_npz, path, "t").startswith(f"{path}: {text}")
+
+
+def test_an_array_takes_no_more_memory_than_its_entry_says(tmp_path: Path, monkeypatch) -> None:
+    header = str({"descr": "|u1", "fortran_order": False, "shape": (99999, 99999)})
+    path = npz_with_header(tmp_path / "x.npz", header)
+    assert "got an array of uint8 [99999, 99999] in " in message_of(read_npz, path, "t")
+    monkeypatch.setattr(classification, "MAX_ARRAYS", 100)
+    assert "got arrays of more than 0 GiB" in message_of(read_npz, npz_of(tmp_path / "y.npz"), "t")
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    path = npz_of(tmp_path / "x.npz")
+    path.write_bytes(path.read_bytes().replace(b"\x93NUMPY", b"\x93NUMPX"))
+    assert message_of(read_npz, path, "t").startswith(
+        f"{path}: must be a whole .npz file of plain arrays, got "
+    )
+    wrong = npz_with_header(tmp_path / "y.npz", "__import__('os').mkdir('harm')")
+    assert "object at 0x" not in message_of(read_npz, wrong, "t")

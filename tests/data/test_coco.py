@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lbdet.data.coco import read_coco
+from lbdet.data.coco import read_coco, scan_coco
 from lbdet.errors import UserError
 
 GOOD = {
@@ -102,6 +102,12 @@ def test_a_class_that_is_no_category_is_an_error_with_the_closest(write):
         ({"bbox": [-2, 2, 3, 4]}, "bbox must lie inside the image of 100x80, got [-2, 2, 3, 4]"),
         ({"bbox": [1, 2, 3]}, "bbox must be four numbers, got [1, 2, 3]"),
         ({"bbox": [1, 2, 3, float("nan")]}, "bbox must be four numbers, got [1, 2, 3, nan]"),
+        ({"bbox": [1, 2, 3, 10**400]}, "bbox must be four numbers, got [1, 2, 3, 1" + "0" * 46 + "..."),
+        ({"bbox": [True, 2, 3, 4]}, "bbox must be four numbers, got [True, 2, 3, 4]"),
+        (
+            {"bbox": [99.99999999, 2, 1, 4]},
+            "bbox must lie inside the image of 100x80, got [99.99999999, 2, 1, 4]",
+        ),
         ({"category_id": 5}, "category_id must be the id of a category, got 5"),
         ({"image_id": 5}, "image_id must be the id of an image, got 5"),
     ],
@@ -119,7 +125,20 @@ def test_each_mistake_in_an_annotation_has_its_sentence(write, values, text):
         ({**GOOD, "categories": [{"id": 1}]}, "categories[0]: must have 'name', got ['id']"),
         (changed("images", 1, width="50"), "images[1]: width must be a positive integer, got '50'"),
         (changed("images", 1, id=7), "images[1]: id must be unique, got 7 again"),
-        (changed("images", 1, id=[7]), "images[1]: id must be a number or a text, got [7]"),
+        (changed("images", 1, width=True), "images[1]: width must be a positive integer, got True"),
+        (changed("images", 1, id=True), "images[1]: id must be a whole number or a text, got True"),
+        (changed("images", 1, id="7"), "images[1]: id must be unique, got '7' again"),
+        (
+            changed("images", 1, width=10**9),
+            "image 3: size: image must have 1 to 89478485 pixels, got 1000000000x40",
+        ),
+        (
+            changed("images", 1, file_name="\ud800"),
+            r"images[1]: file_name must be valid Unicode, got '\ud800'",
+        ),
+        (changed("categories", 1, name="dog"), "classes: names must differ, got 'dog' more than once"),
+        ('{"images": [], "images": []}', "must be JSON, got the key 'images' twice in one object"),
+        (changed("images", 1, id=[7]), "images[1]: id must be a whole number or a text, got [7]"),
         (
             "{",
             "must be JSON, got Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
@@ -145,3 +164,35 @@ def test_missing_inputs_are_named(tmp_path):
         read_coco("nowhere", "x.json")
     with pytest.raises(UserError, match=r"x.json: cannot be read, got No such file or directory"):
         read_coco(tmp_path, "x.json")
+
+
+def test_ids_may_be_numbers_and_texts(write):
+    content = changed("categories", 1, id="four")
+    content["annotations"][1]["category_id"] = "four"
+    assert read_coco(*write(content)).records[0].labels.tolist() == [1, 2]
+
+
+def test_a_byte_order_mark_is_passed_over_and_another_encoding_refused(write):
+    images, path = write(GOOD)
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert len(read_coco(images, path)) == 2
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match=r"x.json: must be JSON in UTF-8, got 'utf-8' codec can't decode"):
+        read_coco(images, path)
+
+
+def test_a_scan_keeps_what_is_right_and_knows_the_boxes_of_what_is_not(write):
+    content = changed("annotations", 0, bbox=[9, 9, -3, 4])
+    content["images"].append({"id": 8, "file_name": "none.jpg", "width": 5, "height": 5})
+    content["annotations"].append({"id": 4, "image_id": 3})
+    images, path = write(content)
+    scan = scan_coco(images, path)
+    assert [record.id for record in scan.data.records] == ["7", "3"]
+    assert scan.data.records[0].labels.tolist() == [1]
+    assert [(found.where, found.kind, found.box) for found in scan.problems] == [
+        ("annotations[3]", "annotation", None),
+        ("annotation 1", "box", (9, 9, 6, 13)),
+        ("image 8", "no image", None),
+    ]
+    assert scan.problems[1].image == f"{images}/sub/b.jpg"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from lbdet.data.images import read_image
+from lbdet.data import images
+from lbdet.data.images import check_pixels, read_image
 from lbdet.errors import UserError
 
 COLOUR = (200, 100, 50)
@@ -62,6 +67,15 @@ def test_a_file_that_is_no_image_is_an_error(tmp_path, content):
         read_image(tmp_path / "a.jpg")
 
 
+def test_a_cut_profile_behind_the_pixels_is_a_damaged_file(tmp_path):
+    data = saved(tmp_path / "a.png", "RGB").read_bytes()
+    chunk = b"iCCPa\0"
+    chunk = (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(data.replace(data[-12:], chunk + data[-12:]))
+    with pytest.raises(UserError, match="must be a whole JPEG or PNG image, got index out of range"):
+        read_image(tmp_path / "a.png")
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"b.jpg: image file does not exist"):
         read_image(tmp_path / "b.jpg")
@@ -69,9 +83,43 @@ def test_a_missing_file_and_a_folder_are_errors(tmp_path):
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize("limit", [20, 10])  # PIL warns above the limit, raises above twice the limit
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, limit):
+def test_more_pixels_than_the_limit_are_refused(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", "RGB")  # 24 pixels
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(UserError, match=f"a.png: image must have at most {limit} pixels, got more"):
+    monkeypatch.setattr(images, "MAX_PIXELS", 24)
+    assert read_image(path).size == 72
+    monkeypatch.setattr(images, "MAX_PIXELS", 23)
+    with pytest.raises(UserError, match=r"a.png: image must have 1 to 23 pixels, got 6x4"):
         read_image(path)
+
+
+def test_a_bomb_that_pil_refuses_itself_is_told_alike(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # PIL raises above twice the limit
+    with pytest.raises(
+        UserError, match=r"a.png: image must have 1 to 89478485 pixels, got far more; make it"
+    ):
+        read_image(saved(tmp_path / "a.png", "RGB"))
+
+
+def test_a_size_that_no_image_has_is_refused():
+    check_pixels("x", 1 << 24, 1)
+    for width, height in ((0, 5), (5, 0), (-1, -1), ((1 << 24) + 1, 1), (10_000, 10_000)):
+        with pytest.raises(UserError, match=f"x: image must have 1 to 89478485 pixels, got {width}x{height}"):
+            check_pixels("x", width, height)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"a.jpg: must be a whole JPEG or PNG image, got not a regular file"):
+        read_image(tmp_path / "a.jpg")
+
+
+def test_damaged_exif_is_an_error_only_where_it_is_needed_and_no_warning(tmp_path, recwarn):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "a.jpg", "RGB", exif=exif)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"MM\0*", b"MM\0\0").replace(b"II*\0", b"II\0\0"))
+    assert read_image(path).shape == (4, 6, 3)
+    with contextlib.suppress(UserError):
+        read_image(path, exif=True)
+    assert not recwarn.list

@@ -186,7 +186,7 @@ def test_a_jpeg_that_claims_absurd_sizes_is_refused_before_it_is_decoded():
     at = file.index(b"\xff\xc0") + 5
     file[at : at + 4] = b"\xff\xff\xff\xff"
     images = EncodedImages(("a.zip/bomb",), np.frombuffer(bytes(file), np.uint8), np.array([len(file)]))
-    with pytest.raises(UserError, match=r"a\.zip/bomb: must be a whole JPEG image, got .* pixels"):
+    with pytest.raises(UserError, match=r"a\.zip/bomb: image must have 1 to 89478485 pixels, got far more"):
         images[0]
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,19 @@ def test_batches_follow_the_shuffled_epochs(train_set):
         for _, targets in train_batches(train_set, 3, 9, 0, 4, 0)
     ]
     assert ids == epoch_batches(N, 3, 9, 0) + epoch_batches(N, 3, 9, 1)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_the_shares_of_several_processes_are_the_batches_of_one(train_set, processes):
+    def ids(*share):
+        return [
+            [int(target["image_id"]) for target in targets]
+            for _, targets in train_batches(train_set, 6, 9, 0, 3, 0, *share)
+        ]
+
+    shares = [ids(rank, processes) for rank in range(processes)]
+    assert {len(batch) for share in shares for batch in share} == {6 // processes}
+    assert [list(chain(*batches)) for batches in zip(*shares, strict=True)] == ids()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

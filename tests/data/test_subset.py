@@ -52,3 +52,32 @@ def test_a_missing_image_leaves_nothing_behind(voc, tmp_path):
 def test_an_existing_folder_is_not_touched(voc, tmp_path):
     with pytest.raises(UserError, match="must not exist yet"):
         make_subset(voc, {"train": ["a"]}, voc)
+
+
+@pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../b", ""])
+def test_an_id_that_leads_out_of_the_folder_is_refused(voc, tmp_path, name):
+    with pytest.raises(UserError, match="ids must be names of files without a folder"):
+        make_subset(voc, {"train": ["a", name]}, tmp_path / "small")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["voc"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("<xmin>53", "<xmin>x", "xmin must be a number, got 'x'"),
+        ("<xmin>53", "<xmin>nan", "xmin must be a number, got 'nan'"),
+        ("<ymax>442", "<ymax>1e999", "ymax must be a number, got '1e999'"),
+        (
+            "<annotation>",
+            "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>",
+            "must be plain XML, got EntitiesForbidden",
+        ),
+        ("<size>", "<sise>", "must be plain XML"),
+    ],
+)
+def test_a_damaged_annotation_is_told_by_its_file(voc, tmp_path, old, new, text):
+    (voc / "Annotations/a.xml").write_text(ANNOTATION.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        make_subset(voc, {"train": ["a"]}, tmp_path / "small")
+    assert str(caught.value).startswith(f"{voc}/Annotations/a.xml: {text}")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["voc"]

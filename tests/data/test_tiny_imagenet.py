@@ -290,3 +290,16 @@ def test_the_shared_selection_is_read() -> None:
     assert np.bincount(train.labels).tolist() == [500] * 20
     assert np.bincount(val.labels).tolist() == [50] * 20
     assert {train.image(k).shape for k in range(0, 10_000, 50)} == {(64, 64, 3)}
+
+
+def test_lists_have_a_limit_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_imagenet, "_MAX_LIST", 5)
+    assert "bytes to unpack; fetch it anew" in message_of(LAYOUTS["archive"](tmp_path))
+    assert "got a file of more than 0 KiB" in message_of(LAYOUTS["folder"](tmp_path))
+    assert "got a file of more than 0 KiB" in message_of(LAYOUTS["selection"](tmp_path))
+
+
+def test_a_class_without_words_has_its_id_for_a_name(tmp_path: Path) -> None:
+    words = b"".join(f"{wnid}\t , x\n".encode() for wnid in WORDS)
+    path = write_archive(tmp_path / "t.zip", {**official_files(), "words.txt": words})
+    assert set(read_tiny_imagenet(path, "train").classes) <= set(WORDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from urllib.error import URLError
@@ -11,7 +12,8 @@ import pytest
 import torchvision
 
 from lbdet.classes import VOC20
-from lbdet.data.voc import download_voc, read_voc
+from lbdet.data import voc
+from lbdet.data.voc import clip_box, download_voc, label_map, read_voc, scan_voc
 from lbdet.errors import UserError
 
 CLASSES = ("cat", "dog")
@@ -177,6 +179,94 @@ def test_entities_are_refused_before_they_expand(tmp_path):
     text = problem(tmp_path, f"<!DOCTYPE x [{entities}]><annotation>&a11;</annotation>")
     assert text.startswith("must be plain XML, got EntitiesForbidden")
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("annotation", "text"),
+    [
+        (
+            an_annotation(size=f"<size><width>{'9' * 5000}</width><height>80</height></size>"),
+            f"<size> must be positive integers, got width={'9' * 57}... height=80",
+        ),
+        (
+            an_annotation(size="<size><width>1000000000</width><height>80</height></size>"),
+            "<size> must be positive integers, got width=1000000000 height=80",
+        ),
+        (
+            an_annotation(size="<size><width>99999</width><height>99999</height></size>"),
+            "<size>: image must have 1 to 89478485 pixels, got 99999x99999",
+        ),
+        (
+            an_annotation(an_object(box=("100.9999999", 1, "100.9999999", 9))),
+            "object 1: box must lie inside the image of 100x80, "
+            "got xmin=100.9999999 ymin=1 xmax=100.9999999 ymax=9",
+        ),
+        (
+            an_annotation(an_object(box=("1\u202e\n2", 1, 9, 8))),
+            r"object 1: xmin must be a number, got '1\u202e\n2'",
+        ),
+    ],
+)
+def test_values_that_no_image_has_are_told_in_one_short_line(tmp_path, annotation, text):
+    assert problem(tmp_path, annotation) == text
+
+
+def test_what_is_left_of_a_clipped_box_has_an_area_in_float32():
+    assert clip_box((99.99999999, 0, 101, 5), 100, 80) is None
+    assert clip_box((99.99, 0, 101, 5), 100, 80) == (99.99, 0, 100, 5)
+
+
+def test_a_long_class_is_cut_and_the_closest_name_looked_for_once(tmp_path, monkeypatch):
+    text = problem(tmp_path, an_annotation(an_object("x" * 100_000)))
+    assert len(text) < 200
+    seen = []
+    monkeypatch.setattr(voc, "closest", lambda name, names: seen.append(name) or "")
+    many = an_annotation(*(an_object(f"class {k % 10}") for k in range(1000)))
+    with pytest.raises(UserError, match="1000 problems"):
+        read_voc(make_voc(tmp_path / "many", {"a": many}), ["train"], CLASSES)
+    assert sorted(seen) == [f"class {k}" for k in range(10)]
+
+
+def test_many_classes_are_mapped_in_no_time():
+    start = time.process_time()
+    assert label_map([str(k) for k in range(100_000)])["99999"] == 100_000
+    assert time.process_time() - start < 1
+
+
+def test_an_annotation_that_is_a_pipe_or_too_large_is_refused(tmp_path, monkeypatch):
+    make_voc(tmp_path, {"a": an_annotation(), "b": an_annotation()})
+    (tmp_path / "Annotations/a.xml").unlink()
+    os.mkfifo(tmp_path / "Annotations/a.xml")
+    monkeypatch.setattr(voc, "MAX_XML", 10)
+    with pytest.raises(UserError) as caught:
+        read_voc(tmp_path, ["train"], CLASSES)
+    assert str(caught.value).splitlines()[1:] == [
+        "  Annotations/a.xml: must be plain XML, got not a regular file",
+        "  Annotations/b.xml: must be plain XML, got a file of more than 0 KiB",
+    ]
+
+
+def test_a_list_that_lies_elsewhere_is_a_split(tmp_path):
+    make_voc(tmp_path / "VOC2012", {"a": an_annotation(), "b": an_annotation()})
+    (tmp_path / "some.txt").write_text("b\n")
+    data = read_voc(tmp_path, [f"2012:{tmp_path / 'some.txt'}"], CLASSES)
+    assert [record.id for record in data.records] == ["b"]
+    with pytest.raises(UserError, match=r"none.txt must be in .*, got no such file"):
+        read_voc(tmp_path, [f"2012:{tmp_path / 'none.txt'}"], CLASSES)
+
+
+def test_a_scan_keeps_what_is_right_and_knows_the_boxes_of_what_is_not(tmp_path):
+    boxes = [(1, 1, 9, 8), (40, 1, 39, 10), (1, 1, 999, 8)]
+    text = an_annotation(*(an_object(box=box) for box in boxes), an_object("cow", (2, 2, 5, 5)))
+    scan = scan_voc(make_voc(tmp_path, {"a": text, "b": "no xml"}), ["train"], CLASSES)
+    assert [record.boxes.tolist() for record in scan.data.records] == [[[0, 0, 9, 8]]]
+    assert [(found.where, found.kind, found.box) for found in scan.problems] == [
+        ("Annotations/a.xml: object 2", "box", (39, 0, 39, 10)),
+        ("Annotations/a.xml: object 3", "box", (0, 0, 999, 8)),
+        ("Annotations/a.xml: object 4", "class", (1, 1, 5, 5)),
+        ("Annotations/b.xml", "annotation", None),
+    ]
+    assert {found.image for found in scan.problems} == {f"{tmp_path}/JPEGImages/{name}.jpg" for name in "ab"}
 
 
 def test_a_box_within_a_pixel_of_the_image_is_clipped(tmp_path):

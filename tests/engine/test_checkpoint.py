@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -146,3 +147,15 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, save):
     with pytest.raises(UserError, match="is no readable checkpoint"):
         load_checkpoint(path)
     assert not (tmp_path / "was_here").exists()
+
+
+def test_a_checkpoint_with_compressed_members_is_refused_before_they_are_unpacked(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, STATE)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match=r"checkpoint.pt: is no readable checkpoint \(ValueError\)"):
+        load_checkpoint(path)

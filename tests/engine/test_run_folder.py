@@ -139,6 +139,23 @@ def test_a_crash_frees_the_folder(run):
         pass
 
 
+def test_a_run_that_does_not_write_changes_nothing_and_reads(run, tmp_path):
+    run.start("a: 1")
+    other = RunFolder(run.path, writes=False)
+    before = sorted(run.path.iterdir())
+    with other.lock(), run.lock():
+        other.start("b: 2")
+        other.log({"step": 1})
+        other.forget_log_after(0)
+        other.save_checkpoint({"networks": [], "step": 1, "total_steps": 1})
+        other.save_model(nn.Linear(1, 1), "x", ["y"])
+        other.write_json("metrics.json", {})
+    assert sorted(run.path.iterdir()) == before
+    assert other.config.read_text() == "a: 1"
+    RunFolder(tmp_path / "new", writes=False).start("")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with (

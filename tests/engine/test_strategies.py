@@ -60,11 +60,13 @@ def guided(kind: str, student: torch.nn.Module):
     return {"none": None, "teacher": FrozenTeacher, "joint": Joint}[kind], teacher, options
 
 
-def fit(train_set, folder, schedule: Schedule, settings=SETTINGS, guidance: str = "none") -> torch.nn.Module:
+def fit(
+    train_set, folder, schedule: Schedule, settings=SETTINGS, guidance: str = "none", writes: bool = True
+) -> torch.nn.Module:
     model = network()
     make, teacher, options = guided(guidance, model)
     guide = make(model, teacher, **options) if make else None
-    run = RunFolder(folder)
+    run = RunFolder(folder, writes)
     if not folder.exists():
         run.start("")
     blocks = find_blocks(model)

@@ -18,6 +18,13 @@ def test_the_numbers_of_a_record_can_be_read_back(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(20, 1.5)]
 
 
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with scalars(None, 0) as show:
+        show({"step": 20, "loss": 1.5})
+    assert not list(tmp_path.iterdir())
+
+
 def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
     real = builtins.__import__
 

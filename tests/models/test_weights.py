@@ -226,3 +226,41 @@ def test_a_part_of_a_model_is_loaded_and_the_rest_left_alone() -> None:
     load_into(model, weights(TENSORS), keys=TENSORS.keys())
     assert torch.equal(model[0].weight, TENSORS["0.weight"])
     assert (model[1].bias == 7.0).all()
+
+
+def refusal_of(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_weights(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(1).expand(1 << 20, 1 << 20),
+        torch.eye(3).to_sparse(),
+        torch.empty(9, device="meta"),
+    ],
+    ids=["repeated", "sparse", "without values"],
+)
+def test_only_tensors_whose_elements_lie_in_the_file_are_read(value: Tensor, tmp_path: Path) -> None:
+    torch.save({"a": value}, tmp_path / "w.pth")
+    assert refusal_of(tmp_path / "w.pth").startswith(
+        "weights must be a state dict of tensors, got Tensor at 'a'"
+    )
+
+
+@pytest.mark.parametrize("classes", ["[" * 100_000, "[" + "9" * 9000, '["\\ud800"]'])
+def test_classes_that_json_cannot_say_are_refused(classes: str, tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "w.safetensors", {"classes": classes})
+    assert refusal_of(tmp_path / "w.safetensors").startswith(
+        "metadata 'classes' must be a JSON list of names"
+    )
+
+
+def test_keys_of_another_model_are_shown_in_one_printable_line() -> None:
+    with pytest.raises(UserError) as caught:
+        load_into(small_model(), weights({"a\nb" + "x" * 1000: torch.zeros(1)}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
