@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from lbdet.engine.signals import Interrupted
 from lbdet.errors import NumericsError, UserError
 
 VERBS = {
@@ -23,6 +24,10 @@ VERBS = {
     "sensitivity": "lbdet.cli.sensitivity",
     "report": "lbdet.cli.report",
     "visualize": "lbdet.cli.visualize",
+    "export": "lbdet.cli.export",
+    "predict": "lbdet.cli.predict",
+    "benchmark": "lbdet.cli.benchmark",
+    "check-data": "lbdet.cli.check_data",
     "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
     "demo": "lbdet.cli.demo",
 }
@@ -42,8 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command; turn what stops it on purpose into one message on stderr and an exit code."""
-    from lbdet.engine.train import Interrupted
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:

@@ -1,4 +1,7 @@
-"""The engines that run an exported file: onnxruntime and OpenVINO, on the CPU. Nothing here needs torch."""
+"""The engines that run an exported file: onnxruntime and OpenVINO, on the CPU. Nothing here needs torch.
+
+Both would quantize the float input of a linear layer with int8 weights as they see fit; they are told not to.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +25,8 @@ _INT8_OPS = {
 _MULTIPLYING = {"Convolution", "FullyConnected", "MatMul"}
 _RUNTIME_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
 """of OpenVINO's runtime models"""
+_FACTS = {"task": str, "classes": list, "int8_layers": list, "image_size": (int, NoneType)}
+"""what every file says"""
 
 
 class Engine(Protocol):
@@ -58,7 +63,7 @@ class OnnxEngine:
             self._session = _session(ort, path, threads)
         except Exception as error:  # onnxruntime's own, which share no base class
             raise UserError(f"{path}: must be a whole ONNX file, got {_first_line(error)}") from None
-        self.facts = _facts(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
+        self.facts = read_facts(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         names = [output.name for output in self._session.get_outputs()]
@@ -84,6 +89,7 @@ class OpenvinoEngine:
         openvino = _imported("openvino", path)
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
@@ -95,7 +101,7 @@ class OpenvinoEngine:
             raise UserError(
                 f"{path}: must be an OpenVINO model with its .bin, got {_first_line(error)}"
             ) from None
-        self.facts = _facts(facts, path)
+        self.facts = read_facts(facts, path)
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         found = self._compiled(image)
@@ -122,6 +128,23 @@ def float_layers(engine: Engine) -> list[str]:
     return [name for name in engine.facts["int8_layers"] if name not in int8]
 
 
+def read_facts(text: str | None, path: Path) -> Mapping[str, Any]:
+    """Return what a file says of itself.
+
+    Raises:
+        UserError: it is not of lbdet's making, or of another version's.
+    """
+    if text is None:
+        raise UserError(f"{path}: must be written by tools/export.py, got a file without its metadata")
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict) or any(not isinstance(facts.get(k), _FACTS[k]) for k in _FACTS):
+        raise UserError(f"{path}: metadata must be as this version writes it, got others; export it anew")
+    return facts
+
+
 def _imported(name: str, path: Path) -> ModuleType:
     try:
         return __import__(name)
@@ -134,15 +157,10 @@ def _imported(name: str, path: Path) -> ModuleType:
 def _session(ort: Any, path: Path, threads: int, optimized: Path | None = None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _facts(text: str | None, path: Path) -> Mapping[str, Any]:
-    if text is None:
-        raise UserError(f"{path}: must be written by lbdet's export, got a file without its metadata")
-    return json.loads(text)
 
 
 def _first_line(error: Exception) -> str:

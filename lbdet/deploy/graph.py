@@ -132,20 +132,22 @@ class FasterRcnnGraph(nn.Module):
         x = F.interpolate(_to_batch(image), (height, width), mode="bilinear")
         x = self.normalize(x)
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
-        maps = self.backbone(x)
+        found = self.backbone(x)
+        maps = {"0": found} if isinstance(found, Tensor) else found
         images = ImageList(x, [(height, width)])
         proposals, _ = self.rpn(images, maps)
-        found, _ = self.roi_heads(maps, proposals, images.image_sizes)
+        (detections,), _ = self.roi_heads(maps, proposals, images.image_sizes)
         resized = torch.stack([torch.as_tensor(width), torch.as_tensor(height)]).float()
-        boxes = found[0]["boxes"] * (_width_height(image) / resized).repeat(2)
-        return boxes, found[0]["labels"], found[0]["scores"]
+        boxes = detections["boxes"] * (_width_height(image) / resized).repeat(2)
+        return boxes, detections["labels"], detections["scores"]
 
     def _size(self, image: Tensor) -> Any:
         """Return height and width of the resized image, int64 `[]`: tensors, or they would be constants."""
         sides = torch.stack([torch.as_tensor(image.shape[0]), torch.as_tensor(image.shape[1])])
         short, long = sides.min(), sides.max()
         by_short = self.short * long <= self.long * short
-        height, width = torch.where(by_short, sides * self.short // short, sides * self.long // long)
+        resized = torch.where(by_short, sides * self.short // short, sides * self.long // long)
+        height, width = resized.clamp(min=1)  # of a very narrow image, where torchvision's has no pixels
         return height, width
 
 

@@ -1,8 +1,8 @@
-"""Run an exported model without torch: numpy, PIL and the engine are all that is imported.
+"""Run an exported model: numpy, PIL and the engine are all that is imported; torch for packed files alone.
 
-from lbdet.deploy.load import load
+from lbdet.deploy import load
 
-detect = load("detector.onnx")             # or .xml, OpenVINO's
+detect = load("detector.onnx")             # or .xml, OpenVINO's, or .lbw, which torch runs
 found = detect("photo.jpg")                # or a list; or a PIL image; or uint8 [H, W, 3], RGB
 found["boxes"], found["labels"], found["scores"]
 [detect.name(label) for label in found["labels"]]
@@ -81,8 +81,8 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Predictor:
     """Load a file that `tools/export.py` wrote.
 
     Args:
-        path: `.onnx` or OpenVINO's `.xml`.
-        threads: that the engine uses; 0 = as many as it finds right.
+        path: `.onnx`, OpenVINO's `.xml`, or packed, `.lbw`.
+        threads: that the engine uses; 0 = as many as it finds right. Those of torch are the process's.
 
     Raises:
         UserError: no such file, another kind of file, a damaged one, or an engine that is not installed.
@@ -94,19 +94,21 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Predictor:
         )
     if not path.is_file():
         raise UserError(f"{path}: model does not exist; write it with tools/export.py")
-    return LOADERS[path.suffix](path, threads)
+    return Predictor(LOADERS[path.suffix](path, threads))
 
 
-def _refuse_packed(path: Path, threads: int) -> Predictor:
-    raise UserError(f"{path}: packed weights cannot be run yet; export the run as .onnx or .xml")
+def _packed(path: Path, threads: int) -> Engine:
+    from lbdet.deploy.torch_engine import TorchEngine  # the one engine that needs torch
+
+    return TorchEngine(path, threads)
 
 
-LOADERS: dict[str, Callable[[Path, int], Predictor]] = {
-    ".onnx": lambda path, threads: Predictor(OnnxEngine(path, threads)),
-    ".xml": lambda path, threads: Predictor(OpenvinoEngine(path, threads)),
-    ".lbw": _refuse_packed,
+LOADERS: dict[str, Callable[[Path, int], Engine]] = {
+    ".onnx": OnnxEngine,
+    ".xml": OpenvinoEngine,
+    ".lbw": _packed,
 }
-"""Suffix -> loader."""
+"""Suffix -> engine."""
 
 
 def _cropped(image: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:

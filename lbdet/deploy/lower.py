@@ -12,6 +12,11 @@ the middle between two codes that it rounds to the other one.
 With g = gamma / sqrt(var + eps), batch norm after a convolution with scale s and bias b is a convolution with
 
     scale |g| s,    codes sign(g) codes,    bias beta + g (b - mean).
+
+Codes are then multiplied by the power of two that brings them up to 64, and the scale is divided by it: the
+same weights, exactly. onnxruntime rounds the bias of a convolution to multiples of input scale times weight
+scale, which is coarse where codes are small; and with codes beyond 64 the 16-bit sums of CPUs without VNNI
+could overflow.
 """
 
 from __future__ import annotations
@@ -36,6 +41,9 @@ _NO_BIAS = 1e-30
 twice, where shapes depend on the image"""
 
 
+_LARGEST_FINE, _SMALLEST_NORMAL = 64, torch.finfo(torch.float32).tiny
+
+
 @dataclass(frozen=True)
 class InputGrid:
     """The values that a layer's input is rounded to: scale * (code - zero point), codes 0..steps."""
@@ -48,6 +56,8 @@ class InputGrid:
 class _Lowered(nn.Module):
     """A layer of constants: the grid of its input, its weight (int8 codes and scales, or float32), a bias."""
 
+    name: str
+    """of the layer in the model that was lowered"""
     codes: Tensor | None
     scale: Tensor | None
     weight: Tensor | None
@@ -55,8 +65,11 @@ class _Lowered(nn.Module):
     input_scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, weight: IntegerWeight | Tensor, bias: Tensor | None, grid: InputGrid | None) -> None:
+    def __init__(
+        self, name: str, weight: IntegerWeight | Tensor, bias: Tensor | None, grid: InputGrid | None
+    ) -> None:
         super().__init__()
+        self.name = name
         integers = weight if isinstance(weight, IntegerWeight) else None
         self.register_buffer("codes", None if integers is None else self.layout(integers.codes))
         self.register_buffer("scale", None if integers is None else integers.scale)
@@ -93,12 +106,13 @@ class LoweredConv2d(_Lowered):
 
     def __init__(
         self,
+        name: str,
         conv: nn.Conv2d,
         weight: IntegerWeight | Tensor,
         bias: Tensor | None,
         grid: InputGrid | None,
     ) -> None:
-        super().__init__(weight, bias, grid)
+        super().__init__(name, weight, bias, grid)
         self.stride, self.padding = conv.stride, conv.padding
         self.dilation, self.groups = conv.dilation, conv.groups
 
@@ -144,14 +158,20 @@ def lower(model: nn.Module, float_weights: bool = False) -> nn.Module:
             assert isinstance(norm, nn.BatchNorm2d)
             weight, bias = fold(weight, bias, norm)
             _replace(model, norm, nn.Identity())
+        weight = finer(weight) if isinstance(weight, IntegerWeight) else weight
         _replace(model, layer, _lowered(name, layer, weight, bias))
     return model
 
 
+def lowered_layers(model: nn.Module) -> dict[str, LoweredConv2d | LoweredLinear]:
+    """Return the lowered layers by where they are in a module, such as a graph around a lowered model."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (LoweredConv2d, LoweredLinear))}
+
+
 def int8_layers(model: nn.Module) -> list[str]:
-    """Return the names of the layers of a lowered model that have int8 weights and uint8 inputs."""
-    lowered = {name: layer for name, layer in model.named_modules() if isinstance(layer, _Lowered)}
-    return [name for name, layer in lowered.items() if layer.codes is not None and layer.grid is not None]
+    """Return the names of the lowered layers in a module that have int8 weights and uint8 inputs."""
+    lowered = lowered_layers(model).values()
+    return [layer.name for layer in lowered if layer.codes is not None and layer.grid is not None]
 
 
 def input_grid(name: str, layer: QuantLayer) -> InputGrid | None:
@@ -186,6 +206,15 @@ def fold(weight: IntegerWeight, bias: Tensor | None, norm: nn.BatchNorm2d) -> tu
     return IntegerWeight(codes, torch.where(scale > 0, scale, 1)), bias.float()
 
 
+def finer(weight: IntegerWeight) -> IntegerWeight:
+    """Multiply codes by a power of two, to at most 64, and divide the scale by it (why: top of the file)."""
+    largest, least = int(weight.codes.int().abs().max()), float(weight.scale.min())
+    factor = 1
+    while largest and 2 * factor * largest <= _LARGEST_FINE and least / (2 * factor) >= _SMALLEST_NORMAL:
+        factor *= 2
+    return IntegerWeight(weight.codes * factor, weight.scale / factor)
+
+
 def _lowered(
     name: str, layer: QuantLayer, weight: IntegerWeight | Tensor, bias: Tensor | None
 ) -> LoweredConv2d | LoweredLinear:
@@ -194,10 +223,10 @@ def _lowered(
         bias = torch.full((len(layer.weight),), _NO_BIAS)
     bias = bias.detach().clone()
     if not isinstance(layer, QuantConv2d):
-        return LoweredLinear(weight, bias, grid)
+        return LoweredLinear(name, weight, bias, grid)
     if layer.padding_mode != "zeros":
         raise UserError(f"{name}: padding must be zeros for export, got {layer.padding_mode!r}")
-    return LoweredConv2d(layer, weight, bias, grid)
+    return LoweredConv2d(name, layer, weight, bias, grid)
 
 
 def _weight(name: str, layer: QuantLayer, float_weights: bool) -> IntegerWeight | Tensor:

@@ -1,10 +1,10 @@
 """Write a graph as an ONNX file that says what it holds.
 
 ONNX opset 17. Each lowered layer is `QuantizeLinear -> DequantizeLinear` on its input, `DequantizeLinear` of
-its int8 codes (an initializer, one scale an output channel), and a `Conv` or `MatMul` that has the layer's
-name (`name@1`, ... where the layer runs several times). Nothing is quantized but the inputs of layers, so
-Hardswish, squeeze-and-excitation products and residual sums are computed in float, as in training; engines
-move the quantizers through ReLU and max pooling and fuse them into the layer before.
+its int8 codes (an initializer, one scale an output channel), and a `Conv` or `MatMul` that has the name of
+the layer in the trained model (`name@1`, ... where the layer runs several times). Nothing is quantized but
+the inputs of layers, so Hardswish, squeeze-and-excitation products and residual sums are computed in float,
+as in training; engines move the quantizers through ReLU and max pooling and fuse them into the layer before.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from onnx import GraphProto, NodeProto
 from torch import Tensor, nn
 
 from lbdet.deploy.engines import METADATA_KEY
+from lbdet.deploy.lower import int8_layers, lowered_layers
 from lbdet.deploy.onnx_ops import OPSET
 
 
@@ -46,26 +47,31 @@ def export_onnx(
             output_names=list(outputs), dynamic_axes=axes if len(outputs) > 1 else None,
         )  # fmt: skip
     model = onnx.load(path)
-    tidy(model.graph)
-    facts = {**facts, "int8_layers": list(input_codes(model.graph))}
+    tidy(model.graph, {where: layer.name for where, layer in lowered_layers(graph).items()})
+    layers = list(input_codes(model.graph))
+    assert {call.split("@")[0] for call in layers} == set(int8_layers(graph))
+    facts = {**facts, "int8_layers": layers}
     model.producer_name = METADATA_KEY
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
-def tidy(graph: GraphProto) -> None:
+def tidy(graph: GraphProto, names: Mapping[str, str]) -> None:
     """Name the nodes of layers and their outputs as the layers; let all use a constant itself; in place.
 
     The exporter calls codes as the state dict does, and where several layers have equal ones, they become
     aliases. The shapes that it notes are removed: it gives one name to different dimensions.
+
+    Args:
+        names: where a layer is in the traced module -> its name.
     """
     constants = {tensor.name for tensor in graph.initializer}
     aliases = [n for n in graph.node if n.op_type == "Identity" and n.input[0] in constants]
     renamed = {node.output[0]: node.input[0] for node in aliases}
     calls: Counter[str] = Counter()
     for codes, node in _layer_nodes(graph):
-        name = codes.removesuffix(".codes")
+        name = names[codes.removesuffix(".codes")]
         calls[name] += 1
         node.name = name if calls[name] == 1 else f"{name}@{calls[name] - 1}"
         renamed[node.output[0]] = node.name

@@ -49,7 +49,8 @@ def test_a_sweep_leaves_a_record_a_cell_and_a_second_call_runs_nothing(config, t
     assert cells["qat_W4_seed0"]["bytes"] < 0.2 * cells["float_seed0"]["bytes"]
     assert [cells[name]["steps"] for name in ("float_seed0", "qat_W4_seed0", "ptq_W4_seed0")] == [2, 2, 0]
     assert all(cell["latency_ms"] > 0 for cell in cells.values())
-    assert all(cell["bytes"] == (out / cell["folder"] / "model.lbw").stat().st_size for cell in cells.values())
+    packed = {name: out / cell["folder"] / "model.lbw" for name, cell in cells.items()}
+    assert all(cell["bytes"] == packed[name].stat().st_size for name, cell in cells.items())
     assert "W4A4" in (out / "report.html").read_text()
     assert {"sweep.png", "sweep.svg"} <= {path.name for path in out.iterdir()}
     assert {p["series"] for p in found["summary"]} == {"float", "qat", "ptq", "ptq+bn"}

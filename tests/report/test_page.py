@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 from sweeps import CELLS, cell_entry, coverage_of, found_at, metrics_of, val_of, write_sweep
 
-from lbdet.sweep.report import read_pictures, write_report
 from lbdet.config import load_config
 from lbdet.data.shapes import SHAPE_CLASSES, render_shapes
 from lbdet.errors import UserError
@@ -29,6 +28,7 @@ from lbdet.report.facts import widths
 from lbdet.report.page import best_point, render_page
 from lbdet.report.sweep_file import Point, join_sweeps, read_sweep
 from lbdet.report.tables import cells_table, points_table, signed
+from lbdet.sweep.report import read_pictures, write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)><b>\"'&{{ 7*7 }}$x$"
 

@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.benchmark import main
+
+sys.exit(main())

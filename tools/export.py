@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.export import main
+
+sys.exit(main())

@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.predict import main
+
+sys.exit(main())
