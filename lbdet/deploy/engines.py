@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, Protocol
@@ -93,10 +94,10 @@ class OpenvinoEngine:
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
-            model = openvino.Core().read_model(path)
+            model = _core(openvino).read_model(path)
             has_facts = METADATA_KEY in model.get_rt_info()
             facts = model.get_rt_info([METADATA_KEY]).astype(str) if has_facts else None
-            self._compiled = openvino.compile_model(model, "CPU", options)
+            self._compiled = _core(openvino).compile_model(model, "CPU", options)
         except Exception as error:
             raise UserError(
                 f"{path}: must be an OpenVINO model with its .bin, got {_first_line(error)}"
@@ -126,6 +127,13 @@ def float_layers(engine: Engine) -> list[str]:
     """Return the layers of int8 codes and quantized inputs that the engine computes in float all the same."""
     int8 = engine.int8_layers()
     return [name for name in engine.facts["int8_layers"] if name not in int8]
+
+
+@cache
+def _core(openvino: Any) -> Any:
+    """Return the one Core of the process, never freed: the CPU plugin of each lends the thread a stack for
+    signals, and where two overlap, freeing them leaves one that is gone, so that the next signal is fatal."""
+    return openvino.Core()
 
 
 def read_facts(text: str | None, path: Path) -> Mapping[str, Any]:

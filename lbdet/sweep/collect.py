@@ -17,7 +17,7 @@ from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.run import LATENCY, PACKED, Sweep, is_measured, read_json
 
-BYTES_KIND = f"packed files ({PACKED}), batch norm folded"
+BYTES_KIND = "packed files, batch norm folded"
 COLUMNS = (
     "series", "precision", "ratio", "seed", "metric", "bytes", "bits_per_weight", "zeros", "squared_error",
     "latency_ms", "steps", "state", "error",

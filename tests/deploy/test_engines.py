@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -179,3 +180,25 @@ def test_an_engine_that_is_not_installed_is_named_with_the_remedy(exports, monke
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"needs {package}, which is not installed; pip install"):
         ENGINES[suffix](exports("ssd_tiny", "W4")[1].with_suffix(suffix))
+
+
+SIGNALS = """
+import gc, signal, subprocess, sys
+from lbdet.deploy import load
+signal.signal(signal.SIGCHLD, lambda *_: None)
+for _ in range(2):
+    predictor = load(sys.argv[1], threads=1)
+del predictor
+gc.collect()
+subprocess.run(["true"], check=True)
+print("alive")
+"""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_signals_are_survived_after_models_were_replaced_and_freed(exports, suffix):
+    path = exports("ssd_tiny", "W4A8")[1].with_suffix(suffix)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, str(path)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
