@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import pytest
@@ -192,12 +193,15 @@ def test_every_answer_comes_before_the_next_question(models, photos):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        late = Timer(60, process.kill)  # an answer that never comes is an empty line then
+        late.start()
         for name in ("0.jpg", "broken.png", "1.jpg"):
             process.stdin.write(json.dumps({"image": str(photos / name)}).encode() + b"\n")
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["image"] == str(photos / name)
         process.stdin.close()
         assert process.wait(60) == 2
+        late.cancel()
 
 
 def test_an_engines_file_is_predicted_with_without_torch(models, photos):
