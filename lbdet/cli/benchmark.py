@@ -19,7 +19,7 @@ from lbdet.data.records import spread_images
 from lbdet.deploy.benchmark import ENGINES, chosen_engines
 from lbdet.deploy.benchmark_run import Options, available_cores, run_benchmark
 from lbdet.deploy.benchmark_stats import table
-from lbdet.deploy.pack import pack_model
+from lbdet.deploy.certify import describe, pack
 from lbdet.deploy.parity import raw_images
 from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.progress import say
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _benchmark(args: argparse.Namespace) -> None:
     _check(args)
-    from lbdet.deploy.export import describe, quantize_inputs  # needs onnx and openvino
+    from lbdet.deploy.export import quantize_inputs  # needs onnx and openvino
 
     engines = chosen_engines(args.engines)
     output = args.output or Path(args.run)
@@ -128,10 +128,8 @@ def _check(args: argparse.Namespace) -> None:
 def _packed_size(built: Built, facts: dict[str, Any]) -> int:
     """Return the bytes of the packed file, with batch norm folded."""
     with tempfile.TemporaryDirectory() as folder:
-        path, target = Path(folder, "model.lbw"), str(built.config.schedule.target)
-        return pack_model(
-            built.model, path, facts["architecture"], facts["classes"], target, fold_batch_norm=True
-        ).size
+        path, target = Path(folder, "model.lbw"), built.config.schedule.target
+        return pack(built.model, path, facts, target, fold=True).size
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from lbdet.build import Built, build_task, load_run, read_data
 from lbdet.cli import exit_code
 from lbdet.data.records import spread_images
+from lbdet.deploy.certify import describe, pack
 from lbdet.deploy.codes import code_parity
 from lbdet.deploy.engines import ENGINES, float_layers
 from lbdet.deploy.entropy import code_sizes, size_summary
-from lbdet.deploy.export import ACT_BITS, describe, pack, place, quantize_inputs, trace
+from lbdet.deploy.export import ACT_BITS, place, quantize_inputs, trace
 from lbdet.deploy.parity import parity
 from lbdet.deploy.torch_engine import TorchEngine
 from lbdet.deploy.verdict import MAX_DROP, judge, summary, write_report

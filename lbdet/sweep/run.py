@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbdet.build import build_task, is_classification, load_run, read_data
-from lbdet.config import Config, dump_config, load_config
-from lbdet.deploy.pack import pack_model
+from lbdet.config import Config, load_config
+from lbdet.deploy.certify import describe, pack
 from lbdet.engine.latency import latency_ms
 from lbdet.engine.run_folder import RunFolder
 from lbdet.errors import NumericsError, UserError
@@ -104,9 +104,7 @@ def _measure(run: RunFolder, cell: Cell) -> None:
         return
     built = load_run(run.path)
     config = built.config
-    pack_model(
-        built.model, run.path / PACKED, config.model.name, built.classes, cell.precision, dump_config(config),
-        fold_batch_norm=True,
-    )  # fmt: skip
     val = read_data(config.data, config.data.val)
+    facts = describe(built.model, config.model.name, built.classes, val, config.model.image_size)
+    pack(built.model, run.path / PACKED, facts, cell.precision, fold=True)
     run.write_json(LATENCY, {"ms": latency_ms(built.model, build_task(config), val)})

@@ -18,7 +18,8 @@ from PIL import Image
 from lbdet.cli import predict
 from lbdet.convert import quantize_model
 from lbdet.deploy import load
-from lbdet.deploy.export import pack, place, trace
+from lbdet.deploy.certify import pack
+from lbdet.deploy.export import place, trace
 from lbdet.models import build_detector
 from lbdet.models.classifiers import build_classifier
 from lbdet.precision import Precision

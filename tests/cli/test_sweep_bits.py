@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lbdet.cli import sweep_bits
+from lbdet.deploy import load
 from lbdet.engine import train as loop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,11 @@ def test_a_sweep_leaves_a_record_a_cell_and_a_second_call_runs_nothing(config, t
     assert [cells[name]["steps"] for name in ("float_seed0", "qat_W4_seed0", "ptq_W4_seed0")] == [2, 2, 0]
     assert all(cell["latency_ms"] > 0 for cell in cells.values())
     packed = {name: out / cell["folder"] / "model.lbw" for name, cell in cells.items()}
+    assert load(packed["qat_W4_seed0"])(np.zeros((40, 60, 3), np.uint8)).keys() == {
+        "boxes",
+        "labels",
+        "scores",
+    }
     assert all(cell["bytes"] == packed[name].stat().st_size for name, cell in cells.items())
     assert "W4A4" in (out / "report.html").read_text()
     assert {"sweep.png", "sweep.svg"} <= {path.name for path in out.iterdir()}

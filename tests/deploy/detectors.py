@@ -14,6 +14,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.ops import Conv2dNormActivation, MultiScaleRoIAlign
 
 from lbdet.convert import Override, calibrate_activations, quantize_model, quantized_layers
+from lbdet.data.labelled import LabelledData
 from lbdet.data.shapes import draw_scene
 from lbdet.metrics.boxes import box_iou
 from lbdet.models.detectors import ssdlite320_mobilenet_v3_large
@@ -145,3 +146,7 @@ def _scaled(model: nn.Module, part: str, factor: float) -> nn.Module:
         )
         parameter.mul_(factor)
     return model.eval()
+
+
+def labelled() -> LabelledData:
+    return LabelledData(CLASSES, np.zeros(4, np.int64), np.stack(scenes(4, (32, 32))))

@@ -15,8 +15,9 @@ from PIL import Image
 from lbdet.convert import calibrate_activations, quantize_model
 from lbdet.data.labelled import resize_and_crop
 from lbdet.deploy import Predictor, load
+from lbdet.deploy.certify import pack
 from lbdet.deploy.container import read, write
-from lbdet.deploy.export import pack, place, trace
+from lbdet.deploy.export import place, trace
 from lbdet.errors import UserError
 from lbdet.models import build_detector
 from lbdet.models.classifiers import build_classifier
