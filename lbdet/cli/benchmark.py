@@ -21,9 +21,9 @@ from lbdet.deploy.benchmark_run import Options, available_cores, run_benchmark
 from lbdet.deploy.benchmark_stats import table
 from lbdet.deploy.certify import describe, pack
 from lbdet.deploy.parity import raw_images
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,8 +79,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"--output: {output} cannot be made: {error.strerror}") from None
     shown = summary(report)
-    _write(output / "benchmark.json", json.dumps(report, indent=1) + "\n")
-    _write(output / "benchmark.md", shown + "\n")
+    write_text(output / "benchmark.json", json.dumps(report, indent=1) + "\n")
+    write_text(output / "benchmark.md", shown + "\n")
     say("\n" + shown)
 
 
@@ -130,7 +130,3 @@ def _packed_size(built: Built, facts: dict[str, Any]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path, target = Path(folder, "model.lbw"), built.config.schedule.target
         return pack(built.model, path, facts, target, fold=True).size
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -36,9 +36,9 @@ from lbdet.data.images import read_image
 from lbdet.data.labelled import LabelledData
 from lbdet.data.problems import Problem, Scan
 from lbdet.data.voc import scan_voc
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.progress import say
 from lbdet.errors import UserError, closest, one_line
+from lbdet.files import write_atomically, write_text
 from lbdet.report.sheet import Tile, contact_sheet
 
 TILES = 48
@@ -223,8 +223,7 @@ def _write(
         for folder, names in clean_lists(check).items():
             year = Path(folder).name.removeprefix("VOC") if ":" in groups[group][0] else ""
             path = output / (f"{group}_{year}.txt" if year else f"{group}.txt")
-            text = "".join(f"{name}\n" for name in names)
-            write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+            write_text(path, "".join(f"{name}\n" for name in names))
             split = f"{year}:{path}" if year else str(path)
             say(f"{group}: {split} is the split without errors, {len(names)} images")
 
@@ -240,8 +239,7 @@ def _as_json(problems: Sequence[Problem]) -> list[dict[str, object]]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _tiles(problems: Sequence[Problem]) -> list[Tile]:

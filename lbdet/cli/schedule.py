@@ -15,9 +15,9 @@ from lbdet.build import build, build_blocks, build_settings, build_train_set, is
 from lbdet.cli import exit_code
 from lbdet.config import Config, load_config
 from lbdet.convert import scheduled_layers
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_atomically
 from lbdet.precision import Precision
 from lbdet.report.plan import draw_plan
 from lbdet.report.timeline import Timeline, describe

@@ -15,10 +15,10 @@ from lbdet.build import Built, check_kind, load_run
 from lbdet.cli import exit_code
 from lbdet.convert import calibrate_activations, set_float, set_scheduled_precision, uncalibrated
 from lbdet.data.images import read_image
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.evaluate import to_model
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_atomically
 from lbdet.metrics import diff_detections
 from lbdet.precision import FLOAT, Precision
 from lbdet.report.draw import draw_detections, draw_pair

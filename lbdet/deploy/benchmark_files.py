@@ -11,7 +11,6 @@ the image everywhere, only the whole is timed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -21,32 +20,30 @@ import numpy as np
 import openvino
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchvision.models.detection.ssd import SSD
 
 from lbdet.convert import quantized_layers
 from lbdet.deploy.benchmark import EngineSetup
-from lbdet.deploy.benchmark_torch import MODEL_FILE, feature_maps
+from lbdet.deploy.benchmark_torch import MODEL_FILE
 from lbdet.deploy.benchmark_worker import SHARED, input_file
 from lbdet.deploy.export import place, trace
-from lbdet.deploy.graph import ClassifierGraph, SsdGraph
+from lbdet.deploy.graph import ClassifierGraph, SsdGraph, feature_maps, to_batch
 from lbdet.deploy.lower import lower
-from lbdet.deploy.onnx_ops import OPSET
-from lbdet.deploy.openvino_export import converted
-from lbdet.engine.task import _MEAN, _STD
+from lbdet.deploy.onnx_export import trace_onnx
+from lbdet.deploy.openvino_export import converted, save
+from lbdet.engine.task import MEAN, STD
 from lbdet.nn import QuantConv2d, QuantLayer, quantized_weight
 
 
 class Prepare(nn.Module):
-    """`image uint8 [H, W, 3] -> x [1, 3, h, w]`, as `SsdGraph` does it."""
+    """`image uint8 [H, W, 3] -> x [1, 3, h, w]`."""
 
     def __init__(self, graph: SsdGraph) -> None:
         super().__init__()
-        self.normalize, self.size = graph.normalize, (graph.height, graph.width)
+        self.ssd = graph
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.permute(2, 0, 1).unsqueeze(0).float()
-        return self.normalize(F.interpolate(x, self.size, mode="bilinear"))
+        return self.ssd.prepare(image)
 
 
 class Network(nn.Module):
@@ -57,7 +54,7 @@ class Network(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model.head(feature_maps(self.model, x))
+        found = self.model.head(feature_maps(self.model.backbone, x))
         return found["cls_logits"], found["bbox_regression"]
 
 
@@ -66,10 +63,10 @@ class Post(nn.Module):
 
     def __init__(self, graph: SsdGraph) -> None:
         super().__init__()
-        self.graph = graph
+        self.ssd = graph
 
     def forward(self, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.graph._best(self.graph._decode(deltas), logits.softmax(-1))
+        return self.ssd.detections(logits, deltas)
 
 
 @torch.no_grad()
@@ -111,7 +108,7 @@ def write_files(
     for name in ("float", "int8", "nncf"):
         (folder / name).mkdir()
     classifier = facts["task"] == "classification"
-    whole = ClassifierGraph(plain, _MEAN, _STD) if classifier else plain
+    whole = ClassifierGraph(plain, MEAN, STD) if classifier else plain
     torch.save(whole, folder / MODEL_FILE)
     inputs = _write_inputs(plain, images, folder, batch, classifier)
     suffixes = _suffixes(setups)
@@ -149,8 +146,8 @@ def _write_inputs(
 ) -> Inputs:
     found: Inputs = {"end_to_end": [(image,) for image in images]}
     if classifier:
-        normalize = ClassifierGraph(plain, _MEAN, _STD).normalize
-        prepared = [normalize(torch.from_numpy(i).permute(2, 0, 1)[None].float()) for i in images]
+        normalize = ClassifierGraph(plain, MEAN, STD).normalize
+        prepared = [normalize(to_batch(torch.from_numpy(image))) for image in images]
     elif isinstance(plain, SSD):
         prepare, network = Prepare(SsdGraph(plain)), Network(plain)
         prepared = [prepare(torch.from_numpy(image)) for image in images]
@@ -187,7 +184,7 @@ def _write_stages(
             path = folder / f"{stage}.onnx"
             _export(graph, inputs[stage][0], path, stage in SHARED)
             if openvino_too:
-                _save_openvino(converted(path), path.with_suffix(".xml"))
+                save(converted(path), path.with_suffix(".xml"))
 
 
 def _export(graph: nn.Module, example: Sequence[np.ndarray], path: Path, dynamic: bool) -> None:
@@ -197,16 +194,10 @@ def _export(graph: nn.Module, example: Sequence[np.ndarray], path: Path, dynamic
         dynamic: `prepare` takes images of any size, `post` gives any number of boxes; the others are static.
     """
     inputs = [f"input_{i}" for i in range(len(example))]
-    outputs = ["boxes", "labels", "scores"] if len(example) > 1 else None
+    outputs = ["boxes", "labels", "scores"] if len(example) > 1 else []
     axes = {inputs[0]: {0: "height", 1: "width"}} if len(example) == 1 else {}
-    axes |= {name: {0: "detections"} for name in outputs or ()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of tracing: the sizes that it keeps are constant
-        torch.onnx.export(
-            graph.eval(), tuple(map(torch.from_numpy, example)), str(path), dynamo=False,
-            opset_version=OPSET, input_names=inputs, output_names=outputs,
-            dynamic_axes=axes if dynamic else None,
-        )  # fmt: skip
+    axes |= {name: {0: "detections"} for name in outputs}
+    trace_onnx(graph, tuple(map(torch.from_numpy, example)), inputs, outputs, axes if dynamic else None, path)
 
 
 def _write_nncf(folder: Path, inputs: Inputs) -> None:
@@ -219,11 +210,7 @@ def _write_nncf(folder: Path, inputs: Inputs) -> None:
             source = folder / "float" / f"{stage}.xml"
             data = nncf.Dataset([arrays[0] for arrays in inputs[stage]])
             model = nncf.quantize(openvino.Core().read_model(source), data, subset_size=len(inputs[stage]))
-            _save_openvino(model, folder / "nncf" / source.name)
-
-
-def _save_openvino(model: openvino.Model, path: Path) -> None:
-    openvino.save_model(model, path, compress_to_fp16=False)  # or scales would lose digits
+            save(model, folder / "nncf" / source.name)
 
 
 def _plain(layer: QuantLayer) -> nn.Conv2d | nn.Linear:

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from lbdet.deploy.benchmark import ENGINES, EngineSetup, measure, missing_packag
 from lbdet.deploy.benchmark_process import ProcessWorker
 from lbdet.deploy.benchmark_stats import summaries
 from lbdet.deploy.benchmark_worker import Spec, stage_file
+from lbdet.engine.manifest import installed_version
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
 
@@ -89,7 +89,7 @@ def run_benchmark(
     results |= {name: {"skipped": why} for name, why in skipped.items()}
     return {
         "machine": _machine() | {"load_before": before, "load_after": os.getloadavg()},
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: installed_version(package) for package in _PACKAGES},
         "model": facts,
         "options": asdict(options) | {"images": len(images)},
         "base": base,
@@ -150,13 +150,6 @@ def _machine() -> dict[str, Any]:
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _reasons(skipped: Mapping[str, str]) -> str:

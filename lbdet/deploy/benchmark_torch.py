@@ -15,7 +15,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from lbdet.deploy.graph import ClassifierGraph
+from lbdet.deploy.graph import ClassifierGraph, feature_maps
 
 MODEL_FILE = "float/model.pt"
 
@@ -53,13 +53,7 @@ def network(model: nn.Module, x: Tensor) -> Any:
     if isinstance(model, ClassifierGraph):
         return model.model(x)
     assert isinstance(model, SSD)
-    return model.head(feature_maps(model, x))
-
-
-def feature_maps(model: SSD, x: Tensor) -> list[Tensor]:
-    """Return what the heads of an SSD look at."""
-    found = model.backbone(x)
-    return [found] if isinstance(found, Tensor) else list(found.values())
+    return model.head(feature_maps(model.backbone, x))
 
 
 def _scaled(image: Tensor) -> Tensor:
@@ -87,7 +81,7 @@ def _post(model: nn.Module) -> Callable[..., Any]:
     assert model.transform.fixed_size is not None
     width, height = model.transform.fixed_size
     x = torch.zeros(1, 3, height, width)
-    maps = feature_maps(model, x)
+    maps = feature_maps(model.backbone, x)
 
     def post(logits: Tensor, deltas: Tensor) -> Any:
         anchors = model.anchor_generator(ImageList(x, [(height, width)]), maps)

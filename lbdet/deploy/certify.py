@@ -14,8 +14,9 @@ from lbdet.convert import quantized_layers
 from lbdet.data.labelled import CROP_RATIO, LabelledData
 from lbdet.data.records import DetectionData
 from lbdet.deploy.fold import factor_and_bias
-from lbdet.deploy.pack import PackSummary, _version, pack_model
+from lbdet.deploy.pack import PackSummary, pack_model
 from lbdet.deploy.packed import load_packed
+from lbdet.engine.manifest import installed_version
 from lbdet.errors import NumericsError
 from lbdet.nn import QuantLayer, quantized_weight
 from lbdet.precision import Precision
@@ -33,7 +34,7 @@ def describe(
     """
     widths = {str(layer.precision) for layer in quantized_layers(model).values() if layer.scheduled}
     facts = {
-        "lbdet": _version(),
+        "lbdet": installed_version("lbdet") or "unknown",
         "task": "detection" if isinstance(data, DetectionData) else "classification",
         "architecture": architecture,
         "classes": list(classes),

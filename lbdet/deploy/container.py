@@ -26,8 +26,8 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.errors import UserError
+from lbdet.files import write_atomically
 
 FORMAT, VERSION = "lbdet.packed", "1"
 RESERVED = "packed."

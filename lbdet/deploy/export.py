@@ -16,10 +16,10 @@ from lbdet.deploy.graph import ClassifierGraph, detection_graph
 from lbdet.deploy.lower import lower
 from lbdet.deploy.onnx_export import export_onnx
 from lbdet.deploy.openvino_export import export_openvino
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate
-from lbdet.engine.task import _MEAN, _STD, Task
+from lbdet.engine.task import MEAN, STD, Task
 from lbdet.errors import UserError
+from lbdet.files import write_atomically
 from lbdet.precision import Precision
 
 DETECTION_OUTPUTS = ("boxes", "labels", "scores")
@@ -67,7 +67,7 @@ def trace(model: nn.Module, path: Path, facts: Mapping[str, Any], float_weights:
         graph, outputs = detection_graph(lowered), DETECTION_OUTPUTS
         example = torch.zeros(240, 320, 3, dtype=torch.uint8)
     else:
-        graph, outputs = ClassifierGraph(lowered, _MEAN, _STD), ("scores",)
+        graph, outputs = ClassifierGraph(lowered, MEAN, STD), ("scores",)
         example = torch.zeros(facts["image_size"], facts["image_size"], 3, dtype=torch.uint8)
     export_onnx(graph, example, outputs, path, {"image_size": None, "short_side": None, **facts})
 

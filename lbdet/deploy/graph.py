@@ -35,6 +35,12 @@ def detection_graph(model: nn.Module) -> nn.Module:
     return SsdGraph(model).eval()
 
 
+def feature_maps(backbone: nn.Module, x: Tensor) -> list[Tensor]:
+    """Return what the heads of an SSD look at, fine to coarse."""
+    found = backbone(x)
+    return [found] if isinstance(found, Tensor) else list(found.values())
+
+
 class ClassifierGraph(nn.Module):
     """`image -> scores [C]`, which sum to 1; the image is uint8 `[S, S, 3]`, of the network's own size.
 
@@ -48,7 +54,7 @@ class ClassifierGraph(nn.Module):
         self.model, self.normalize = model.eval(), _Normalize(mean, std)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model(self.normalize(_to_batch(image))).softmax(-1)[0]
+        return self.model(self.normalize(to_batch(image))).softmax(-1)[0]
 
 
 class SsdGraph(nn.Module):
@@ -68,27 +74,34 @@ class SsdGraph(nn.Module):
         self.normalize = _Normalize(transform.image_mean, transform.image_std)
         self.weights, self.limit = model.box_coder.weights, model.box_coder.bbox_xform_clip
         self.score, self.iou = model.score_thresh, model.nms_thresh
-        self.candidates, self.detections = model.topk_candidates, model.detections_per_img
+        self.candidates, self.most = model.topk_candidates, model.detections_per_img
         self.register_buffer("size", torch.tensor([self.width, self.height] * 2, dtype=torch.float32))
         anchors = self._anchors(model)
         self.register_buffer("centers", (anchors[:, :2] + anchors[:, 2:]) / 2)
         self.register_buffer("sides", anchors[:, 2:] - anchors[:, :2])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logits, deltas = self.outputs(image)
-        boxes, labels, scores = self._best(self._decode(deltas), logits.softmax(-1))
+        boxes, labels, scores = self.detections(*self.outputs(self.prepare(image)))
         return boxes * (_width_height(image).repeat(2) / self.size), labels, scores
 
-    def outputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(self, image: Tensor) -> Tensor:
+        """Return what the backbone takes, `[1, 3, height, width]`."""
+        x = F.interpolate(to_batch(image), (self.height, self.width), mode="bilinear")
+        return self.normalize(x)
+
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits `[A, classes + 1]` and the box deltas `[A, 4]` of all anchors."""
-        x = F.interpolate(_to_batch(image), (self.height, self.width), mode="bilinear")
-        maps = _maps(self.backbone(self.normalize(x)))
+        maps = feature_maps(self.backbone, x)
         return _rows(self.classify, maps), _rows(self.regress, maps)
+
+    def detections(self, logits: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes `[N, 4]` in the resized image, labels and scores; the best score comes first."""
+        return self._best(self._decode(deltas), logits.softmax(-1))
 
     def _anchors(self, model: SSD) -> Tensor:
         x = torch.zeros(1, 3, self.height, self.width)
         with torch.no_grad():
-            maps = _maps(self.backbone(x))
+            maps = feature_maps(self.backbone, x)
         return model.anchor_generator(ImageList(x, [(self.height, self.width)]), maps)[0]
 
     def _decode(self, deltas: Tensor) -> Tensor:
@@ -103,12 +116,12 @@ class SsdGraph(nn.Module):
         """Keep the best candidates of each class, suppress overlaps, keep the best of all classes."""
         scores, anchor = scores.t()[1:].topk(min(self.candidates, len(boxes)))  # [classes, K]
         boxes = boxes[anchor]
-        kept = non_max_suppression(boxes, scores, self.detections, self.iou, self.score)
+        kept = non_max_suppression(boxes, scores, self.most, self.iou, self.score)
         row, column = kept[:, 0], kept[:, 1]
         place = row * scores.shape[1] + column
         score, order = scores.flatten()[place].sort(descending=True)
-        order = order[: self.detections]
-        return boxes.flatten(0, 1)[place[order]], row[order] + 1, score[: self.detections]
+        order = order[: self.most]
+        return boxes.flatten(0, 1)[place[order]], row[order] + 1, score[: self.most]
 
 
 class FasterRcnnGraph(nn.Module):
@@ -129,7 +142,7 @@ class FasterRcnnGraph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         height, width = self._size(image)
-        x = F.interpolate(_to_batch(image), (height, width), mode="bilinear")
+        x = F.interpolate(to_batch(image), (height, width), mode="bilinear")
         x = self.normalize(x)
         x = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         found = self.backbone(x)
@@ -180,18 +193,14 @@ def _transform(model: SSD | FasterRCNN) -> GeneralizedRCNNTransform:
     return model.transform
 
 
-def _to_batch(image: Tensor) -> Tensor:
-    """`[H, W, 3]` uint8 -> `[1, 3, H, W]` float32."""
+def to_batch(image: Tensor) -> Tensor:
+    """Return an image `[H, W, 3]` as `[1, 3, H, W]` float32."""
     return image.permute(2, 0, 1).unsqueeze(0).float()
 
 
 def _width_height(image: Tensor) -> Tensor:
     """Return float32 `[2]`; in a traced graph it depends on the image."""
     return torch.stack([torch.as_tensor(image.shape[1]), torch.as_tensor(image.shape[0])]).float()
-
-
-def _maps(features: Tensor | dict[str, Tensor]) -> list[Tensor]:
-    return [features] if isinstance(features, Tensor) else list(features.values())
 
 
 def _rows(head: SSDScoringHead, maps: list[Tensor]) -> Tensor:

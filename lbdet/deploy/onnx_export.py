@@ -40,12 +40,7 @@ def export_onnx(
             names of the nodes that have int8 codes and quantized inputs.
     """
     axes = {name: {0: "detections"} for name in outputs} | {"image": {0: "height", 1: "width"}}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of tracing: the sizes that it keeps are constant
-        torch.onnx.export(
-            graph.eval(), (example,), str(path), dynamo=False, opset_version=OPSET, input_names=["image"],
-            output_names=list(outputs), dynamic_axes=axes if len(outputs) > 1 else None,
-        )  # fmt: skip
+    trace_onnx(graph, (example,), ["image"], outputs, axes if len(outputs) > 1 else None, path)
     model = onnx.load(path)
     tidy(model.graph, {where: layer.name for where, layer in lowered_layers(graph).items()})
     layers = list(input_codes(model.graph))
@@ -55,6 +50,27 @@ def export_onnx(
     model.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def trace_onnx(
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]] | None,
+    path: Path,
+) -> None:
+    """Write a module as torch's tracing exporter does.
+
+    Args:
+        axes: input or output -> its dimensions that vary, by name; None = all are constant.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of tracing: the sizes that it keeps are constant
+        torch.onnx.export(
+            graph.eval(), example, str(path), dynamo=False, opset_version=OPSET, input_names=list(inputs),
+            output_names=list(outputs), dynamic_axes=axes,
+        )  # fmt: skip
 
 
 def tidy(graph: GraphProto, names: Mapping[str, str]) -> None:

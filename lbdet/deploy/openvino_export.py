@@ -30,11 +30,16 @@ def export_openvino(source: Path, path: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder, path.name)
-            openvino.save_model(model, written, compress_to_fp16=False)  # or scales would lose digits
+            save(model, written)
             for suffix in (".bin", ".xml"):
                 os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def save(model: openvino.Model, path: Path) -> None:
+    """Write a model with all digits: in float16 scales would lose some."""
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def converted(source: Path) -> openvino.Model:

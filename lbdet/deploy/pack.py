@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -24,6 +23,7 @@ from lbdet.deploy.header import CODERS, Header, PackedLayer, in_file_order, to_m
 from lbdet.deploy.packed import DIGESTS, codes_of, digest
 from lbdet.deploy.radix import pack
 from lbdet.deploy.stored import VECTORS, Stored, dequantize, described, fold, narrowed, radix, store
+from lbdet.engine.manifest import installed_version
 from lbdet.errors import NumericsError, UserError
 from lbdet.nn import ActivationQuantizer, DorefaActivation, QuantLayer, WeightQuantizer
 from lbdet.precision import FLOAT, Precision
@@ -111,7 +111,9 @@ def pack_model(
     own = _own_tensors(model, parts, pairs, tied)
     layers = in_file_order([part.layer for part in parts.values()])
     precision = Precision.parse(precision) if isinstance(precision, str) else precision
-    header = Header(architecture, tuple(classes), precision, layers, config, _version(), tied)
+    header = Header(
+        architecture, tuple(classes), precision, layers, config, installed_version("lbdet") or "unknown", tied
+    )
     tensors = _tensors([parts[name] for name in layers], own)
     size = container.write(Path(path), tensors, to_metadata(header))
     return PackSummary(Path(path), size, _float_size(model), pairs, kept)
@@ -263,10 +265,3 @@ def _float_size(model: nn.Module) -> int:
     """Return the size of the float model's state dict in bytes."""
     counters = [value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")]
     return sum(value.numel() * value.element_size() for value in [*_float_state(model).values(), *counters])
-
-
-def _version() -> str:
-    try:
-        return version("lbdet")
-    except PackageNotFoundError:
-        return "unknown"

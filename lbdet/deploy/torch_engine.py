@@ -17,7 +17,7 @@ from lbdet.deploy.engines import read_facts
 from lbdet.deploy.packed import PackedModel, load_packed
 from lbdet.deploy.rebuild import rebuild
 from lbdet.engine.evaluate import to_model
-from lbdet.engine.task import _normalized
+from lbdet.engine.task import normalized
 from lbdet.errors import UserError
 from lbdet.models import MODELS, build_detector
 from lbdet.models.classifiers import CLASSIFIERS, build_classifier
@@ -46,7 +46,7 @@ class TorchEngine:
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
         batch = [torch.from_numpy(image.transpose(2, 0, 1).copy())]
         if self.facts["task"] == "classification":
-            logits = self.model(_normalized(batch, torch.device("cpu")))
+            logits = self.model(normalized(batch, torch.device("cpu")))
             return {"scores": logits.softmax(-1)[0].numpy()}
         try:
             (found,) = self.model(to_model(batch, torch.device("cpu")))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.errors import NumericsError
+from lbdet.files import write_text
 
 MAX_DROP = 0.003
 """of the first mean against torch: 0.3 points"""
@@ -22,7 +22,7 @@ def write_report(output: Path, report: Mapping[str, Any]) -> None:
     except (OSError, ValueError):
         others = {}
     text = json.dumps({**(others if isinstance(others, dict) else {}), output.name: report}, indent=1) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def summary(output: Path, report: Mapping[str, Any]) -> list[str]:

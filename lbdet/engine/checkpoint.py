@@ -1,41 +1,16 @@
-"""Files that are whole or not there: written beside their place, synced, then renamed into it."""
+"""Everything that a run needs to go on, in a file that is checked when it is read."""
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lbdet.errors import UserError
+from lbdet.files import write_atomically
 from lbdet.models.plain import load_plain
-
-
-def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Call `write` with a temporary path, then rename the file to `path`;
-    a crash leaves the old file or the new one.
-
-    Args:
-        keep: where the old file, if there is one, stays.
-
-    Raises:
-        UserError: the disk is full, the folder is read-only, and the like.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            _keep(path, keep)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -81,14 +56,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"networks", "step", "total_steps"} <= state.keys():
         raise UserError(f"{path}: is no checkpoint of a run; remove it to start the run again")
     return state
-
-
-def _keep(path: Path, kept: Path) -> None:
-    """Give a file a second name, in place of what has it; the file stays where it is at every moment."""
-    link = kept.with_name(f".{kept.name}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        os.link(path, link)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, link)
-    os.replace(link, kept)

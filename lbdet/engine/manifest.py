@@ -38,7 +38,7 @@ def manifest(config: str, seed: int, train: Any, val: Any) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     return {
         "commit": _commit(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "config": hashlib.sha256(config.encode()).hexdigest(),
         "seed": seed,
@@ -60,13 +60,17 @@ def fingerprint(data: DetectionData | LabelledData) -> dict[str, Any]:
 
 
 def other_data(recorded: Mapping[str, Any], data: DetectionData | LabelledData) -> str:
-    """Return what differs between recorded and present data of one split, in a line; "" if nothing does."""
+    """Return what differs between recorded and present data of one split, in a line; "" if nothing does.
+
+    Raises:
+        KeyError, TypeError, ValueError: `recorded` is no fingerprint.
+    """
     found = fingerprint(data)
     if found == recorded:
         return ""
     return (
         f"the data differ from those of the run: {found['images']} images, hash {found['sha256'][:12]}, "
-        f"then {recorded['images']}, {recorded['sha256'][:12]}"
+        f"then {recorded['images']:d}, {recorded['sha256']:.12s}"
     )
 
 
@@ -80,7 +84,8 @@ def _parts(data: DetectionData | LabelledData) -> Iterator[bytes]:
             yield array.tobytes()
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of an installed distribution, None where there is none."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -14,9 +14,13 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from lbdet.data.files import read_bytes, reason
+from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_atomically, write_text
+
+_MAX_LOG = 1 << 30  # bytes of metrics.jsonl, which has some hundred an update
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class RunFolder:
         """Write a text file."""
         if not self.writes:
             return
-        write_atomically(self.path / name, lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(self.path / name, text)
 
     def write_json(self, name: str, value: object, indent: int | None = 1) -> None:
         """Write plain data."""
@@ -131,7 +135,11 @@ class RunFolder:
     def forget_log_after(self, step: int) -> None:
         """Drop the lines of updates after `step`, which a resumed run will write again."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        try:
+            text = read_bytes(path, _MAX_LOG).decode(errors="replace") if path.exists() else ""
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read, got {reason(error)}") from None
+        lines = text.splitlines()
         kept = [line for line in lines if _step(line) <= step]
         self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in kept))
 
@@ -173,8 +181,8 @@ def _locked(file: int, path: Path) -> bool:
 
 
 def _step(line: str) -> int:
-    """Return a log line's step; a line cut short by a crash belongs to no step that is kept."""
+    """Return a log line's step; a line cut short by a crash, or damaged, belongs to no step that is kept."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 1 << 62

@@ -22,7 +22,7 @@ from lbdet.engine.progress import track
 from lbdet.metrics.coco import to_coco_results
 from lbdet.metrics.topk import top_k
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """of ImageNet's photographs in [0, 1]; torchvision's detectors do this themselves"""
 
 
@@ -81,11 +81,11 @@ class ClassificationTask:
 
     def losses(self, model: nn.Module, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
         labels = torch.stack([target["label"] for target in targets])
-        return {"classification": F.cross_entropy(model(_normalized(images, _device(model))), labels)}
+        return {"classification": F.cross_entropy(model(normalized(images, _device(model))), labels)}
 
     def inputs(self, data: LabelledData, batch_size: int, device: torch.device) -> Iterator[Tensor]:
         for images, _ in eval_batches(LabelledEvalSet(data, self.image_size), batch_size, 1):
-            yield _normalized(images, device)
+            yield normalized(images, device)
 
     @torch.no_grad()
     def evaluate(
@@ -105,8 +105,8 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _normalized(images: Sequence[Tensor], device: torch.device) -> Tensor:
+def normalized(images: Sequence[Tensor], device: torch.device) -> Tensor:
     """Return uint8 images `[3, H, W]` of one size as the float batch that classifiers take."""
     batch = stack_images(images).to(device, non_blocking=True).float().div_(255)
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (_MEAN, _STD))
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
     return batch.sub_(mean).div_(std)

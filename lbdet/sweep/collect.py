@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from lbdet.build import build_task
-from lbdet.engine.checkpoint import write_atomically
+from lbdet.data.files import read_json
 from lbdet.errors import UserError
+from lbdet.files import write_text
 from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
-from lbdet.sweep.run import LATENCY, PACKED, Sweep, is_measured, read_json
+from lbdet.sweep.run import LATENCY, PACKED, Sweep, is_measured
 
 BYTES_KIND = "packed files, batch norm folded"
 COLUMNS = (
@@ -66,7 +67,7 @@ def write(sweep: Sweep, content: Mapping[str, Any]) -> None:
         "sweep.md": markdown(content),
     }
     for name, text in texts.items():
-        write_atomically(sweep.folder / name, lambda file, text=text: file.write_text(text, encoding="utf-8"))
+        write_text(sweep.folder / name, text)
 
 
 def summarize(records: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -124,16 +125,24 @@ def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None]) -> dic
 
 
 def _results(sweep: Sweep, cell: Cell) -> dict[str, Any]:
-    folder = sweep.run(cell).path
-    metrics: Any = read_json(folder / "metrics.json")
-    layers: Any = read_json(folder / "coverage.json")
-    latency: Any = read_json(folder / LATENCY)
+    folder, names = sweep.run(cell).path, ("metrics.json", "coverage.json", LATENCY)
+    metrics, layers, latency = (read_json(folder / name) for name in names)
+    try:
+        return _facts(metrics, layers, latency, (folder / PACKED).stat().st_size)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OSError):
+        raise UserError(
+            f"{folder}: {', '.join(names)} and {PACKED} must be as a sweep leaves them, got something else; "
+            "remove the folder to run the cell again"
+        ) from None
+
+
+def _facts(metrics: Any, layers: Any, latency: Any, size: int) -> dict[str, Any]:
     weights = sum(layer["weights"] for layer in layers)
     quantized = [layer for layer in layers if layer["bits"] is not None]
     codes = sum(layer["weights"] for layer in quantized)
     return {
         "metrics": metrics,
-        "bytes": (folder / PACKED).stat().st_size, "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
+        "bytes": size, "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
         "bits_per_weight": sum(layer["stored_bits"] for layer in layers) / weights,
         "zeros": sum(layer["zeros"] * layer["weights"] for layer in quantized) / codes if codes else 0.0,
         "squared_error":

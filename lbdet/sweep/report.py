@@ -8,9 +8,9 @@ from pathlib import Path
 from lbdet.build import read_data
 from lbdet.config import Config, load_config
 from lbdet.data.records import DetectionData, spread_images
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_atomically, write_text
 from lbdet.report.curve import draw_curve
 from lbdet.report.facts import widths
 from lbdet.report.page import Pictures, render_page
@@ -54,7 +54,7 @@ def write_report(
         path = curve.with_suffix(f".{suffix}")
         write_atomically(path, lambda file, suffix=suffix: save_figure(figure, file, suffix))
         say(f"{path}: written")
-    write_atomically(page_file, lambda file: file.write_text(page, encoding="utf-8"))
+    write_text(page_file, page)
     say(f"{page_file}: written, {len(page.encode()) / 1e6:.1f} MB")
 
 

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import torch
 
-from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from lbdet.engine.checkpoint import load_checkpoint, save_checkpoint
 from lbdet.errors import UserError
 
 STATE = {"networks": [{"model": {"a": torch.arange(1000.0)}, "optimizer": {}}], "step": 3, "total_steps": 9}
@@ -25,33 +25,6 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert saved == [{"model": {}, "optimizer": {}}]
     assert loaded == {key: value for key, value in STATE.items() if key != "networks"}
     assert os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def fail(temporary):
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(UserError, match="file: cannot be written: No space left on device"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-def test_a_write_that_is_killed_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def die(temporary):
-        temporary.write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, die)
-    assert path.read_text() == "old"
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_and_says_so(tmp_path):

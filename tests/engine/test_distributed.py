@@ -450,8 +450,8 @@ def without_writing(main: Callable[..., int], *arguments: object) -> int:
         def fail(*arguments: object, **more: object) -> None:
             raise AssertionError(f"rank 1 writes {arguments}")
 
-        run_folder.write_atomically = run_folder.save_checkpoint = Path.mkdir = fail
-        evaluation.write_atomically = fail
+        run_folder.write_atomically = run_folder.write_text = run_folder.save_checkpoint = fail
+        evaluation.write_text = Path.mkdir = fail
         opened = open
         builtins.open = lambda file, mode="r", *a, **b: (
             opened(file, mode, *a, **b) if mode in ("r", "rb") or file == os.devnull else fail(file)
