@@ -4,16 +4,22 @@ BIN := .venv/bin
 # The versions that lbdet is tested with; `make CONSTRAINTS= test` takes what pip finds.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test test-all lint data clean
+# The tests of a file stay together: they share what is slow to make.
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-slow test-all lint data clean
 
 demo: .venv/installed
 	$(BIN)/lbdet demo --output runs/demo
 
 test: .venv/installed
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
+
+test-slow: .venv/installed
+	$(PYTEST) -m slow
 
 test-all: .venv/installed
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright

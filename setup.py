@@ -22,7 +22,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["lbdet", "lbdet.*"]),
-    package_data={"lbdet.report": ["*.css", "*.jinja", "*.js"]},
+    package_data={"lbdet.quant": ["*.c"], "lbdet.report": ["*.css", "*.jinja", "*.js"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -48,7 +48,15 @@ setup(
             "openvino>=2024.4",
             "constriction>=0.4",
         ],
-        "dev": ["pytest>=8.0", "hypothesis>=6.100", "ruff>=0.6", "pyright>=1.1.380", "playwright>=1.40"],
+        "compare": ["brevitas>=0.12", "nncf>=3.0"],
+        "dev": [
+            "pytest>=8.0",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "pyright>=1.1.380",
+            "playwright>=1.40",
+        ],
     },
     entry_points={"console_scripts": ["lbdet=lbdet.cli:main"]},
 )

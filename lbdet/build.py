@@ -5,6 +5,8 @@ What can be wrong with a config is found here, before anything is written or tra
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from lbdet.data import DATASETS, LABELLED_DATASETS
 from lbdet.data.augment import build_augmentation
 from lbdet.data.classification import CIFAR, read_cifar
 from lbdet.data.coco import read_coco
+from lbdet.data.files import read_text, reason
 from lbdet.data.labelled import LabelledData, LabelledTrainSet
 from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
@@ -38,11 +41,14 @@ from lbdet.engine.phases import PhaseChange
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.settings import TrainSettings
 from lbdet.engine.task import ClassificationTask, DetectionTask, Task
-from lbdet.errors import UserError, closest
+from lbdet.errors import UserError, closest, short
 from lbdet.guidance import GUIDANCE, Guidance
 from lbdet.models import MODELS, build_detector
 from lbdet.models.classifiers import CLASSIFIERS, build_classifier
 from lbdet.models.weights import load_into, load_weights
+
+_MAX_CLASSES = 1 << 20  # bytes of a file of class names; 22 thousand of ImageNet take 400 KiB
+_MAX_NAME = 200  # characters of one of them
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,16 @@ def named_classes(value: str | Sequence[str], where: str) -> tuple[str, ...]:
         names = tuple(value)
     elif value in lists:
         names = lists[value]
-    elif Path(value).is_file():
+    elif os.path.isfile(value):  # Path's raises where the text is too long for a name
         names = _lines(value)
     else:
         raise UserError(
             f"{where}: must be a list, a file or one of {', '.join(lists)}, "
-            f"got {value!r}{closest(value, lists)}"
+            f"got {short(value)}{closest(value, lists)}"
         )
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    if twice or not names:
-        got = f"{twice[0]!r} twice" if twice else "none"
+    twice = next((name for name, times in Counter(names).items() if times > 1), None)
+    if twice is not None or not names:
+        got = f"{short(twice)} twice" if names else "none"
         raise UserError(f"{where}: must be different names, at least one, got {got}")
     return names
 
@@ -93,10 +99,18 @@ def named_classes(value: str | Sequence[str], where: str) -> tuple[str, ...]:
 def _lines(path: str) -> tuple[str, ...]:
     """Return the lines of a text file that are not blank."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.strip() for line in read_text(path, _MAX_CLASSES).splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: must be a text file with a class name a line, got {error}") from None
-    return tuple(line.strip() for line in lines if line.strip())
+        raise UserError(
+            f"{path}: must be a text file with a class name a line, got {reason(error)}"
+        ) from None
+    for number, line in enumerate(lines, 1):
+        if len(line) > _MAX_NAME:
+            raise UserError(
+                f"{path}: line {number}: must be a class name of at most {_MAX_NAME} characters, "
+                f"got {len(line)}"
+            )
+    return tuple(filter(None, lines))
 
 
 def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData | LabelledData:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lbdet.cli import train_det
@@ -25,6 +28,16 @@ CONFIG = {
     "train": {"max_steps": 2, "batch_size": 4, "lr": 0.01, "warmup_steps": 0, "workers": 0},
     "eval": {"max_images": 4},
 }
+
+
+def pytest_configure() -> None:
+    """Keep OpenVINO from reporting each import and conversion to Google, in forks of the tests that cost more
+    than the conversion; give a worker of `pytest -n` one thread.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @dataclass(frozen=True)

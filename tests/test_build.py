@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from fuzz.guards import in_time
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -130,15 +132,28 @@ def test_classes_are_a_list_a_name_or_a_file(tmp_path):
         ("voc2O", "one of voc20, coco80, coco90, shapes, got 'voc2O'; closest: 'voc20'"),
         ("{tmp}/empty", "here: must be different names, at least one, got none"),
         ("{tmp}/image", "image: must be a text file with a class name a line, got 'utf-8' codec"),
+        ("{tmp}/huge", "must be a text file with a class name a line, got a file of more than 1024 KiB"),
+        ("{tmp}/long", "long: line 2: must be a class name of at most 200 characters, got 201"),
+        ("{tmp}/many", "here: must be different names, at least one, got '0' twice"),
+        ("{tmp}/pipe", "here: must be a list, a file or one of voc20, coco80, coco90, shapes, got '"),
+        ("{tmp}", "here: must be a list, a file or one of voc20, coco80, coco90, shapes, got '"),
+        ("x" * 5000, "here: must be a list, a file or one of voc20, coco80, coco90, shapes, got 'xxx"),
+        ("x\0", "here: must be a list, a file or one of voc20, coco80, coco90, shapes, got 'x\\x00'"),
+        (["x" * 5000] * 2, "here: must be different names, at least one, got 'xxx"),
     ],
 )  # fmt: skip
 def test_classes_that_are_none_are_told(tmp_path, value, message):
     (tmp_path / "empty").write_text("\n\n")
     (tmp_path / "image").write_bytes(b"\xff\xd8\xff\xe0")
+    (tmp_path / "huge").write_bytes(b"a" * ((1 << 20) + 1))
+    (tmp_path / "long").write_text("x" * 200 + "\n" + "x" * 201)
+    (tmp_path / "many").write_text("\n".join(map(str, [*range(100_000), 0])))
+    os.mkfifo(tmp_path / "pipe")
     value = value.format(tmp=tmp_path) if isinstance(value, str) else value
-    with pytest.raises(UserError) as caught:
+    with in_time(5), pytest.raises(UserError) as caught:
         named_classes(value, "here")
     assert message in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_class_to_score_that_is_none_is_told(tiny):

@@ -6,7 +6,6 @@ On rendered pictures, in minutes, with nothing downloaded.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -16,8 +15,10 @@ from typing import Any
 from lbdet.cli import exit_code
 from lbdet.cli.visualize import visualize
 from lbdet.config import load_config
+from lbdet.data.files import read_json
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
+from lbdet.errors import UserError
 from lbdet.experiment import train_run
 
 FINE_TUNE = ("train.epochs=6", "train.lr=1.0e-3", "train.warmup_steps=10")
@@ -53,8 +54,14 @@ def _demo(config_path: str, output: Path, settings: Sequence[str]) -> None:
         visualize(
             str(runs[name].path), images, output / f"pictures_{name}_against_float", str(runs["float"].path)
         )
-    say("")
-    say(table({name: json.loads((run.path / "metrics.json").read_text()) for name, run in runs.items()}))
+    metrics = {name: read_json(run.path / "metrics.json") for name, run in runs.items()}
+    try:
+        shown = table(metrics)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        raise UserError(
+            f"{output}: each metrics.json must be what a run leaves, got something else; remove the folder"
+        ) from None
+    say(f"\n{shown}")
     say(f"pictures: {output}/pictures_W4_against_float, {output}/pictures_W2_against_float")
 
 

@@ -25,15 +25,16 @@ from lbdet.convert import (
     set_scheduled_precision,
     uncalibrated,
 )  # fmt: skip
+from lbdet.data.files import read_json
 from lbdet.data.labelled import LabelledData
 from lbdet.data.records import DetectionData, spread_images
 from lbdet.engine import distributed
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate, correct, recalibrate, summary
 from lbdet.engine.manifest import other_data
 from lbdet.engine.optim import average_start
 from lbdet.engine.progress import say
-from lbdet.errors import UserError
+from lbdet.errors import UserError, one_line
+from lbdet.files import write_text
 from lbdet.precision import FLOAT, Precision
 
 
@@ -102,17 +103,21 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
     results = measure(built, precisions, val, train, args.recalibrate_bn, args.correct_bn)
     if args.output and distributed.rank() == 0:
         text = json.dumps(results, indent=1) + "\n"
-        write_atomically(Path(args.output), lambda file: file.write_text(text, encoding="utf-8"))
+        write_text(Path(args.output), text)
 
 
 def _warn_of_other_data(manifest: Path, val: DetectionData | LabelledData) -> None:
-    """Say so where a run's evaluation data are not what they were; older runs have no manifest."""
-    try:
-        difference = other_data(json.loads(manifest.read_text(encoding="utf-8"))["data"]["val"], val)
-    except (OSError, ValueError, KeyError, TypeError):
+    """Say so where a run's evaluation data are not what they were, or not known; older runs tell nothing."""
+    if not manifest.exists():
         return
+    try:
+        difference = other_data(read_json(manifest)["data"]["val"], val)
+    except UserError as error:
+        difference = str(error)
+    except (KeyError, TypeError, ValueError):
+        difference = f"{manifest}: must tell which data the run had, got something else"
     if difference:
-        say(f"warning: {difference}")
+        say(f"warning: {one_line(difference)}")
 
 
 def measure(

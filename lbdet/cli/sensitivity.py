@@ -16,20 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from lbdet.build import Built, build, build_task, load_run, read_data
 from lbdet.cli import exit_code
 from lbdet.config import load_config
 from lbdet.convert import check_width, model_bytes, quantized_layers, set_float
+from lbdet.data.files import MAX_JSON, read_json, read_text
 from lbdet.data.records import spread_images
 from lbdet.engine import distributed
-from lbdet.engine.checkpoint import write_atomically
 from lbdet.engine.finish import calibrate
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
+from lbdet.files import write_atomically, write_text
 from lbdet.precision import FLOAT, Precision
 from lbdet.report.sensitivity import draw_sensitivity
 from lbdet.sweep.sensitivity import Record, Units, measure_units, overrides, suggest, units_of
+
+_RECORD = TypeAdapter(Record)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +73,7 @@ def _sensitivity(args: argparse.Namespace) -> None:
             check_width(layer.weight_quantizer, layer.activation_quantizer, precision, name)
     units = units_of(built.model, args.by)
     facts = {"source": args.run or args.config, "by": args.by, "images": args.images, "settings": settings}
-    known = _known(args.output, facts)
+    known = _known(args.output, facts, units)
     records = known + _measure(built, units, precisions, val, args, known)
     order = {unit: i for i, unit in enumerate(units)}
     records.sort(key=lambda r: order[r.unit])
@@ -80,7 +84,7 @@ def _sensitivity(args: argparse.Namespace) -> None:
             [r for r in records if r.precision in map(str, precisions)], model_bytes(built.model), args.budget
         )
         text = yaml.safe_dump({"overrides": overrides(chosen, units)}, sort_keys=False)
-        _write_text(args.output / "overrides.yaml", text)
+        write_text(args.output / "overrides.yaml", text)
         say(f"\nfor {args.budget} bytes, to be put under `quantizer` ({args.output}/overrides.yaml):\n")
         say(text)
 
@@ -113,31 +117,34 @@ def _measure(
     return found
 
 
-def _known(output: Path, facts: dict[str, Any]) -> list[Record]:
+def _known(output: Path, facts: dict[str, Any], units: Units) -> list[Record]:
     """Return what an earlier call measured; the folder is made.
 
     Raises:
-        UserError: it measured something else, or the folder cannot be made.
+        UserError: it measured something else, its files are damaged, or the folder cannot be made.
     """
     path, lines = output / "facts.json", output / "sensitivity.jsonl"
     try:
         output.mkdir(parents=True, exist_ok=True)
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != facts:
-            raise UserError(f"--output: {output} holds another measurement; give another folder")
-        _write_text(path, json.dumps(facts, indent=1) + "\n")
-        texts = lines.read_text(encoding="utf-8").splitlines() if lines.exists() else []
-        return [Record(**json.loads(text)) for text in texts]
     except OSError as error:
         raise UserError(f"--output: {output} cannot be used: {error.strerror}") from None
-    except (ValueError, TypeError):
+    try:
+        texts = read_text(lines, MAX_JSON).splitlines() if lines.exists() else []
+        records = [_RECORD.validate_json(text) for text in texts]
+    except (OSError, ValueError):
         raise UserError(f"{lines}: is damaged; remove it to measure again") from None
+    others = any(record.unit not in units for record in records)
+    if others or (path.exists() and read_json(path) != facts):
+        raise UserError(f"--output: {output} holds another measurement; give another folder")
+    write_text(path, json.dumps(facts, indent=1) + "\n")
+    return records
 
 
 def _write(args: argparse.Namespace, built: Built, records: Sequence[Record]) -> None:
     name = build_task(built.config).headline[0][0]
     rows = [f"| {r.unit} | {r.precision} | {r.lost:+.4f} | {r.saved} |" for r in records]
     head = [f"| {args.by} | precision | {name} lost | bytes saved |", "|---|---|---|---|"]
-    _write_text(args.output / "sensitivity.md", "\n".join([*head, *rows]) + "\n")
+    write_text(args.output / "sensitivity.md", "\n".join([*head, *rows]) + "\n")
     figure = draw_sensitivity([astuple(r) for r in records], name)
     write_atomically(
         args.output / "sensitivity.png", lambda file: figure.savefig(file, format="png", dpi=120)
@@ -146,7 +153,3 @@ def _write(args: argparse.Namespace, built: Built, records: Sequence[Record]) ->
     say(f"\nmost sensitive, of {len(records)} (all in {args.output}/sensitivity.md and .png):")
     for r in worst:
         say(f"  {r.lost:+.4f} {name} lost, {r.saved:>8} bytes saved: {r.unit} at {r.precision}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

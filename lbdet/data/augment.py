@@ -72,15 +72,14 @@ class Zoom(A.DualTransform):
     def apply(
         self, img: np.ndarray, source: tuple[int, ...], target: tuple[int, ...], **params: Any
     ) -> np.ndarray:
-        """Paint the source window of the image into the target window of a canvas."""
+        """Scale the source window of the image to the target window's size and paint a border around it."""
         x1, y1, x2, y2 = target
         part = img[source[1] : source[3], source[0] : source[2]]
         shrinks = x2 - x1 < source[2] - source[0]
-        canvas = np.full_like(img, MEAN_COLOUR)
-        canvas[y1:y2, x1:x2] = cv2.resize(
-            part, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        )
-        return canvas
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        scaled = cv2.resize(part, (x2 - x1, y2 - y1), interpolation=how)
+        border = y1, img.shape[0] - y2, x1, img.shape[1] - x2
+        return cv2.copyMakeBorder(scaled, *border, cv2.BORDER_CONSTANT, value=MEAN_COLOUR)
 
     def apply_to_bboxes(
         self, bboxes: np.ndarray, source: tuple[int, ...], target: tuple[int, ...], **params: Any

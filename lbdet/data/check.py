@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lbdet.data.coco import read_json, well_formed
-from lbdet.data.files import open_regular
+from lbdet.data.coco import MAX_COCO, well_formed
+from lbdet.data.files import open_regular, read_json
 from lbdet.data.labelled import ImageFiles, LabelledData
 from lbdet.data.loader import EvalSet
 from lbdet.data.problems import Problem, Scan
@@ -127,7 +127,7 @@ def clean_coco(check: Check, annotations: str | os.PathLike[str]) -> dict[str, A
 
     An image goes as a whole: without an object that has an error it would teach that there is none.
     """
-    content = read_json(annotations)
+    content = read_json(annotations, MAX_COCO)
     rows, _ = well_formed(annotations, content)
     good = {id(row) for row in rows["annotations"]}
     rest = (row for row in content["annotations"] if id(row) not in good)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from lbdet.data.files import read_text, reason
+from lbdet.data.files import read_json
 from lbdet.data.images import check_pixels
 from lbdet.data.problems import Box, Broken, Problem, Scan, problem, raise_problems
 from lbdet.data.records import DetectionData, ImageRecord
 from lbdet.data.voc import OtherClasses, clip_box, label_map, record_of, unknown_class
-from lbdet.errors import UserError, closest, one_line, short
+from lbdet.errors import UserError, closest, short
 
-MAX_JSON = 2 << 30
+MAX_COCO = 2 << 30
 """Bytes of an annotation file; train2017's has a fifth. Reading takes some ten times a file's size."""
 _HUGE = 1e30  # no coordinate; nan and inf are not less, and a sum of two still fits float32
 _KEYS = {
@@ -64,7 +62,7 @@ def scan_coco(
     """
     if not os.path.isdir(images):
         raise UserError(f"{images}: folder of the images does not exist")
-    content = read_json(annotations)
+    content = read_json(annotations, MAX_COCO)
     rows, problems = well_formed(annotations, content)
     names = {row["id"]: row["name"] for row in sorted(rows["categories"], key=_by_id)}
     try:
@@ -89,30 +87,6 @@ def scan_coco(
         records += [record] if record else []
     data = DetectionData(tuple(labels), tuple(records), train_on_difficult=False)
     return Scan(data, tuple(problems))
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file in which no key stands twice in an object.
-
-    Raises:
-        UserError: it cannot be read, or is no such file.
-    """
-    try:
-        return json.loads(read_text(path, MAX_JSON), object_pairs_hook=_without_duplicates)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: must be JSON in UTF-8, got {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read, got {reason(error)}") from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
-        raise UserError(f"{path}: must be JSON, got {one_line(str(error))}") from error
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {short(key)} twice in one object")
-    return found
 
 
 def _by_id(row: Mapping[str, Any]) -> tuple[bool, int | str]:

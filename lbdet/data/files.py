@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import stat
-from typing import BinaryIO
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from lbdet.errors import UserError, short
+
+MAX_JSON = 64 << 20
+"""Bytes of a JSON file about a run, such as its metrics."""
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -44,8 +52,40 @@ def read_text(path: str | os.PathLike[str], limit: int) -> str:
     return read_bytes(path, limit).decode("utf-8-sig")
 
 
+def read_json(
+    path: str | os.PathLike[str],
+    limit: int = MAX_JSON,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """Read a JSON file of at most `limit` bytes in which no key stands twice in an object.
+
+    Args:
+        parse_constant: what becomes of NaN and the infinities, for which JSON has no word; None = floats.
+
+    Raises:
+        UserError: it cannot be read, or is no such file.
+    """
+    try:
+        text = read_text(path, limit)
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=parse_constant)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: must be JSON in UTF-8, got {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read, got {reason(error)}") from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise UserError(f"{path}: must be JSON, got {error}") from error
+
+
 def reason(error: Exception) -> str:
     """Return why a file cannot be read, without the file's name, which a message says already."""
     strerror = error.strerror if isinstance(error, OSError) else None
     text = strerror or str(error) or type(error).__name__
     return re.sub(" object at 0x[0-9a-f]+", "", text)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {short(key)} twice in one object")
+    return found

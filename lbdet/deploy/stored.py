@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -160,19 +161,18 @@ def fold(layer: PackedLayer, stored: Stored, factor: Tensor, bias: Tensor) -> St
 def dequantize(layer: PackedLayer, stored: Stored) -> Tensor:
     """Return the weight, float32, the layer's shape, a new tensor: bit for bit what was evaluated."""
     vectors, shape = stored.vectors, layer.shape
-    index = stored.symbols.to(torch.int32)
     if "levels" in vectors:
         table = vectors["levels"].view(1 if layer.granularity == "per_tensor" else shape[0], -1)
         table = learned_levels.mirror(table) if layer.symmetric else table
-        value = table.gather(1, index.long().view(len(table), -1)).view(shape)
+        value = table.gather(1, stored.symbols.long().view(len(table), -1)).view(shape)
         return value * _per_row(vectors["scales"], shape) if layer.folded else value
-    value = units(layer).index_select(0, index).view(shape)
+    value = torch.from_numpy(np.take(units(layer).numpy(), stored.symbols.numpy())).view(shape)
     if "zero_points" in vectors:
-        value = value - _per_row(vectors["zero_points"].float(), shape)
+        value -= _per_row(vectors["zero_points"].float(), shape)
     if "exponents" in vectors:
         steps = lbw.magnitudes(layer.bits or 0) - 1
-        return value * _per_row(pow2(vectors["exponents"].to(torch.int32) - steps), shape)
-    return value * _per_row(vectors["scales"], shape)
+        return value.mul_(_per_row(pow2(vectors["exponents"].to(torch.int32) - steps), shape))
+    return value.mul_(_per_row(vectors["scales"], shape))
 
 
 def _per_row(vector: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -87,7 +87,7 @@ def score(detections: Detections, data: DetectionData, score_classes: Sequence[s
     """Compute the metrics of detections, one entry an image of `data`."""
     truth = [{"boxes": r.boxes, "labels": r.labels, "difficult": r.difficult} for r in data.records]
     matches = match(detections, truth, len(data.classes))
-    coco = coco_ap(detections, truth, len(data.classes))
+    coco = coco_ap(detections, truth, len(data.classes), areas=False)
     per_class = {
         name: {
             "voc07": average_precision(matches[k], "voc07"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +25,14 @@ class BoxTable:
     """int64 `[N]`, from 1"""
     extra: np.ndarray
     """float64 `[N]`: the score of a detection; 1 for a difficult object, else 0"""
+
+    def by_class(self, num_classes: int) -> Iterator[BoxTable]:
+        """Yield a table for each class, the first first; a class' boxes keep their order."""
+        order = np.argsort(self.labels, kind="stable")
+        ends = np.searchsorted(self.labels[order], np.arange(num_classes + 1), side="right")
+        for start, end in pairwise(ends):
+            rows = order[start:end]
+            yield BoxTable(self.image[rows], self.boxes[rows], self.labels[rows], self.extra[rows])
 
 
 def stack(samples: Sequence[Sample], extra: str, num_classes: int, where: str) -> BoxTable:
@@ -89,11 +98,11 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         float64 `[...]` in [0, 1], new; 0 where a box is empty or turned inside out.
     """
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    intersection = _area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
-    union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - intersection
+    a, b = (np.moveaxis(np.asarray(boxes, np.float64), -1, 0) for boxes in (a, b))
+    intersection = _area(*map(np.maximum, a[:2], b[:2]), *map(np.minimum, a[2:], b[2:]))
+    union = _area(*a) + _area(*b) - intersection
     return intersection / np.where(intersection > 0, union, 1.0)
 
 
-def _area(top_left: np.ndarray, bottom_right: np.ndarray) -> np.ndarray:
-    return np.clip(bottom_right - top_left, 0, None).prod(axis=-1)
+def _area(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> np.ndarray:
+    return np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)

@@ -29,7 +29,9 @@ class CocoAP(TypedDict):
     """`ap` of each class; entry c - 1 is class c"""
 
 
-def coco_ap(detections: Sequence[Sample], ground_truth: Sequence[Sample], num_classes: int) -> CocoAP:
+def coco_ap(
+    detections: Sequence[Sample], ground_truth: Sequence[Sample], num_classes: int, areas: bool = True
+) -> CocoAP:
     """Compute COCO's average precisions (at most 100 detections an image and class, 101 recall points).
 
     Difficult objects become crowds: a detection that lies in one is ignored. Overlap with a crowd is the
@@ -39,6 +41,7 @@ def coco_ap(detections: Sequence[Sample], ground_truth: Sequence[Sample], num_cl
         detections: an image each, `{"boxes": [N, 4], "labels": [N], "scores": [N]}`; arrays or CPU tensors.
         ground_truth: the same images, `{"boxes": [N, 4], "labels": [N], "difficult": [N]}`.
         num_classes: labels lie in 1..num_classes.
+        areas: also compute `ap_small`, `ap_medium` and `ap_large`, which triples the time; else they are nan.
 
     Raises:
         ValueError: images, shapes or labels that do not fit.
@@ -47,16 +50,12 @@ def coco_ap(detections: Sequence[Sample], ground_truth: Sequence[Sample], num_cl
         Lin et al., Microsoft COCO: Common Objects in Context, 2014, arXiv 1405.0312; pycocotools.
     """
     found, objects = stack_pair(detections, ground_truth, num_classes)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(
-            _as_coco(objects, len(ground_truth), num_classes),
-            _as_coco(found, len(ground_truth), num_classes),
-            "bbox",
-        )
-        evaluation.params.maxDets = [100]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][..., 0]  # [IoU, recall, class, area]; -1: nothing to find
+    precision = np.full((10, 101, num_classes, 4), -1.0)  # [IoU, recall, class, area]; -1: nothing to find
+    sizes = slice(None if areas else 1)
+    by_class = zip(found.by_class(num_classes), objects.by_class(num_classes), strict=True)
+    for c, (found_of_c, objects_of_c) in enumerate(by_class):
+        if len(objects_of_c.labels):
+            precision[:, :, c, sizes] = _precision(found_of_c, objects_of_c, sizes)
     return CocoAP(
         ap=_mean(precision[..., 0]),
         ap50=_mean(precision[0, ..., 0]),
@@ -73,19 +72,32 @@ def _mean(precision: np.ndarray) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def _as_coco(table: BoxTable, num_images: int, num_classes: int) -> COCO:
+def _precision(found: BoxTable, objects: BoxTable, sizes: slice) -> np.ndarray:
+    """Return what pycocotools computes for one class, float64 `[10, 101, sizes]`.
+
+    It steps through every pair of an image and a class, thus one class at a time and none but its images.
+    """
+    images = np.union1d(found.image, objects.image).tolist()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        evaluation = COCOeval(_as_coco(objects, images), _as_coco(found, images), "bbox")
+        evaluation.params.maxDets = [100]
+        evaluation.params.areaRng = evaluation.params.areaRng[sizes]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0, :, 0]
+
+
+def _as_coco(table: BoxTable, images: Sequence[int]) -> COCO:
     """Make pycocotools' data set without files. Its ids start at 1: id 0 of a match would mean no match."""
-    columns = (table.image, table.labels, _xywh(table.boxes), table.extra)
+    columns = (table.image, _xywh(table.boxes), table.extra)
     annotations = [
-        {"id": i, "image_id": image, "category_id": label, "bbox": box, "area": box[2] * box[3]}
+        {"id": i, "image_id": image, "category_id": 1, "bbox": box, "area": box[2] * box[3]}
         | {"score": extra, "iscrowd": int(extra)}  # one is read of a detection, the other of an object
-        for i, (image, label, box, extra) in enumerate(
-            zip(*(c.tolist() for c in columns), strict=True), start=1
-        )
+        for i, (image, box, extra) in enumerate(zip(*(c.tolist() for c in columns), strict=True), start=1)
     ]
     dataset: Any = {  # its type stub asks for keys that are never read
-        "images": [{"id": i} for i in range(num_images)],
-        "categories": [{"id": c} for c in range(1, num_classes + 1)],
+        "images": [{"id": i} for i in images],
+        "categories": [{"id": 1}],
         "annotations": annotations,
     }
     coco = COCO()
@@ -121,15 +133,23 @@ def to_coco_results(
         )
     num_classes = np.iinfo(np.int64).max if category_ids is None else len(category_ids)
     table = stack(detections, "scores", num_classes, "detections")
-    rows = zip(
-        table.image, table.labels.tolist(), _xywh(table.boxes).tolist(), table.extra.tolist(), strict=True
-    )
+    columns = (table.image, table.labels, _round(_xywh(table.boxes), 2), _round(table.extra, 5))
     return [
         {
             "image_id": image_ids[image],
             "category_id": label if category_ids is None else category_ids[label - 1],
-            "bbox": [round(value, 2) for value in box],
-            "score": round(score, 5),
+            "bbox": box,
+            "score": score,
         }
-        for image, label, box, score in rows
+        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
     ]
+
+
+def _round(values: np.ndarray, decimals: int) -> np.ndarray:
+    """Round each number as Python's `round` does, which looks at all its binary digits; a new array."""
+    scaled = values * 10.0**decimals
+    rounded = np.rint(scaled) / 10.0**decimals
+    from_half = np.abs(scaled - np.floor(scaled) - 0.5)
+    unsure = ~(from_half > 2 * np.spacing(np.abs(scaled)))  # perhaps the product only, itself rounded, is one
+    rounded[unsure] = [round(value, decimals) for value in values[unsure].tolist()]
+    return rounded

@@ -130,10 +130,11 @@ class UniformActivation(ActivationQuantizer):
         log_scale = self.get_parameter(f"log_scale_{bits}")
         if self.training and x.numel():
             self._follow_data(x.detach(), log_scale, low, high, dim)
-        scale = uniform.positive(log_scale) if self.update == "learned" else log_scale.detach().exp()
+        if self.update != "learned":
+            return uniform.fake_quantize(x, log_scale.detach().exp(), low, high)
         features = math.prod(x.shape[min(1, dim % x.ndim) :])  # of one image, batched or not
         gradient_scale = uniform.lsq_gradient_scale(max(features, 1), high)
-        return uniform.fake_quantize(x, scale, low, high, gradient_scale)
+        return uniform.fake_quantize_learned(x, log_scale, low, high, gradient_scale)
 
     def extra_repr(self) -> str:
         return f"objective={self.objective!r}, update={self.update!r}"

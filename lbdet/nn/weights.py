@@ -166,13 +166,12 @@ class UniformWeight(WeightQuantizer):
         if self.solver == "max":
             return straight_through(weight, self.quantize(weight, bits).dequantize().to(weight.dtype))
         low, high = uniform.code_range(bits, self.symmetric)
-        scale = uniform.positive(self.get_parameter(f"log_scale_{bits}"))
-        gradient_scale = uniform.lsq_gradient_scale(weight.numel() // max(scale.numel(), 1), high)
-        scale = per_row(scale, weight.ndim)
-        if self.symmetric:
-            return uniform.fake_quantize(weight, scale, low, high, gradient_scale)
-        zero_point = per_row(self.get_buffer(f"zero_point_{bits}"), weight.ndim)
-        return uniform.fake_quantize(weight, scale, low - zero_point, high - zero_point, gradient_scale)
+        log_scale = self.get_parameter(f"log_scale_{bits}")
+        gradient_scale = uniform.lsq_gradient_scale(weight.numel() // max(log_scale.numel(), 1), high)
+        if not self.symmetric:
+            zero_point = per_row(self.get_buffer(f"zero_point_{bits}"), weight.ndim)
+            low, high = low - zero_point, high - zero_point
+        return uniform.fake_quantize_learned(weight, log_scale, low, high, gradient_scale)
 
     @torch.no_grad()
     def quantize(self, weight: Tensor, bits: int) -> uniform.UniformTensor:

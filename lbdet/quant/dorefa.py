@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 
 from lbdet.errors import NumericsError
-from lbdet.quant.ste import straight_through, where_at_least, where_inside
+from lbdet.quant import native
+from lbdet.quant.ste import straight_through, sum_to_shape, where_at_least, where_inside
 
 MIN_BITS, MAX_BITS = 1, 8
 
@@ -142,20 +143,31 @@ class _ClippedRound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, clip: Tensor, steps: int) -> Tensor:
         ctx.save_for_backward(x, clip)
-        wide = _at_least_float32(x)
-        step = clip.to(wide.dtype) / steps  # one division and product, as int8 inference does it
-        return (wide / step).clamp_(0, steps).round_().mul_(step).to(x.dtype)
+        step = clip.to(torch.promote_types(x.dtype, torch.float32)) / steps
+        y = native.round_rows(x, step, 0, steps)
+        return _rounded(x, step, steps) if y is None else y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, clip = ctx.saved_tensors
-        x = _at_least_float32(x)  # compared in bfloat16, clip itself would be rounded
-        wide, share = grad.to(x.dtype), x / clip
-        x_grad = where_inside(wide, share, 0, 1) if ctx.needs_input_grad[0] else None
-        clip_grad = None
-        if ctx.needs_input_grad[1]:
-            clip_grad = where_at_least(wide, share, 1).sum(dtype=clip.dtype)
-        return None if x_grad is None else x_grad.to(grad.dtype), clip_grad, None
+        grad_x, slope = native.clip_gradients(grad, x, clip) or _gradients(
+            grad, x, clip, ctx.needs_input_grad[1]
+        )
+        grad_clip = None if slope is None else slope.to(clip.dtype)
+        return grad_x if ctx.needs_input_grad[0] else None, grad_clip, None
+
+
+def _rounded(x: Tensor, step: Tensor, steps: int) -> Tensor:
+    """Return step * round(clamp(x / step, 0, steps)): one division and product, as int8 inference does it."""
+    return (_at_least_float32(x) / step).clamp_(0, steps).round_().mul_(step).to(x.dtype)
+
+
+def _gradients(grad: Tensor, x: Tensor, clip: Tensor, learned: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of x, and where it is learned that of the clip."""
+    share = _at_least_float32(x) / clip  # compared in bfloat16, clip itself would be rounded
+    wide = grad.to(share.dtype)
+    slope = sum_to_shape(where_at_least(wide, share, 1), clip.shape) if learned else None
+    return where_inside(wide, share, 0, 1).to(grad.dtype), slope
 
 
 def _steps(bits: int) -> int:

@@ -44,8 +44,9 @@ import torch
 from torch import Tensor
 
 from lbdet.errors import NumericsError
+from lbdet.quant import native
 from lbdet.quant.pow2 import exponent, nearest_pow2, pow2
-from lbdet.quant.rows import as_rows, per_row
+from lbdet.quant.rows import as_rows, check_granularity, per_row
 from lbdet.quant.ste import straight_through
 
 MIN_BITS, MAX_BITS = 2, 6
@@ -123,13 +124,10 @@ def quantize(
         ValueError: an argument out of its range.
         NumericsError: the weight has values that are not finite.
     """
-    value, s, shift = _solve(weight, bits, solver, granularity, ratio)
-    steps_below_top = s - exponent(value)
-    codes = weight.sign() * torch.where(value > 0, steps_below_top + 1, 0).view(weight.shape)
-    scale_exponent = torch.where(value.amax(-1, keepdim=True) > 0, s + shift, 0).flatten().to(torch.int32)
-    return LBWTensor(
-        codes.to(torch.int8), scale_exponent if granularity == "per_channel" else scale_exponent[0], bits
-    )
+    n, ratio = _check(bits, solver, granularity, ratio)
+    arguments = weight.detach(), n, ratio, granularity
+    codes, s = native.lbw(*arguments, torch.int8) or _codes(*arguments)
+    return LBWTensor(codes, s if granularity == "per_channel" else s[0], bits)
 
 
 def fake_quantize(
@@ -145,10 +143,10 @@ def fake_quantize(
     Gradient:
         Straight through: the weight gets the gradient at the quantized weight, everywhere.
     """
-    value, _, shift = _solve(weight.detach(), bits, solver, granularity, ratio)
-    quantized = torch.empty_like(weight, dtype=torch.float32)  # has the weight's strides, value may not
-    torch.mul(value.view(weight.shape), per_row(pow2(shift), weight.ndim), out=quantized)
-    return straight_through(weight, quantized.copysign_(weight.detach()).to(weight.dtype))
+    n, ratio = _check(bits, solver, granularity, ratio)
+    arguments = weight.detach(), n, ratio, granularity
+    found = native.lbw(*arguments, torch.float32)
+    return straight_through(weight, _values(*arguments) if found is None else found[0])
 
 
 def ternary_by_sorting(weight: Tensor) -> LBWTensor:
@@ -169,27 +167,49 @@ def ternary_by_sorting(weight: Tensor) -> LBWTensor:
     return LBWTensor((codes.view(weight.shape) * weight.sign()).to(torch.int8), s[best], 2)
 
 
-def _solve(
-    weight: Tensor, bits: int, solver: str, granularity: str, ratio: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return |2^s Q| * 2^-shift `[R, N]`, s - shift `[R, 1]` and shift `[R, 1]`.
+def _check(bits: int, solver: str, granularity: str, ratio: float) -> tuple[int, float]:
+    """Return n and the ratio, 0 for the exact solver, after a look at all arguments."""
+    check_granularity(granularity)
+    if solver not in ("exact", "semi"):
+        raise ValueError(f"lbw: solver must be 'exact' or 'semi', got {solver!r}")
+    if solver == "semi" and not ratio > 0:
+        raise ValueError(f"lbw: ratio must be positive, got {ratio}")
+    return magnitudes(bits), ratio if solver == "semi" else 0.0
+
+
+def _values(weight: Tensor, n: int, ratio: float, granularity: str) -> Tensor:
+    """Return 2^s Q with the weight's shape, dtype and strides."""
+    value, _, shift = _solve(weight, n, ratio, granularity)
+    quantized = torch.empty_like(weight, dtype=torch.float32)  # has the weight's strides, value may not
+    torch.mul(value.view(weight.shape), per_row(pow2(shift), weight.ndim), out=quantized)
+    return quantized.copysign_(weight).to(weight.dtype)
+
+
+def _codes(weight: Tensor, n: int, ratio: float, granularity: str) -> tuple[Tensor, Tensor]:
+    """Return the codes, int8 of the weight's shape, and s, int32 `[R]`."""
+    value, s, shift = _solve(weight, n, ratio, granularity)
+    steps_below_top = s - exponent(value)
+    codes = weight.sign() * torch.where(value > 0, steps_below_top + 1, 0).view(weight.shape)
+    scale_exponent = torch.where(value.amax(-1, keepdim=True) > 0, s + shift, 0)
+    return codes.to(torch.int8), scale_exponent.flatten().to(torch.int32)
+
+
+def _solve(weight: Tensor, n: int, ratio: float, granularity: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return |2^s Q| * 2^-shift `[R, N]`, s - shift `[R, 1]` and shift `[R, 1]`; ratio 0 is the exact solver.
 
     The shift brings each row's maximum to [1/2, 1), so that neither subnormal nor huge weights need a case of
     their own (only to [1, 4) at the top of float32's range, where 2^-shift would be subnormal).
     """
-    n = magnitudes(bits)
     rows = as_rows(weight, granularity).float()
     largest = rows.abs().amax(-1, keepdim=True)
     if not bool(torch.isfinite(largest).all()):
         raise NumericsError("a weight has values that are not finite")
     shift = torch.frexp(largest)[1].clamp(-126, 126)
     magnitude = rows.abs().mul_(pow2(-shift))
-    if solver == "exact":
-        s = _exact_exponent(magnitude, n, _MAX_EXPONENT - shift)
-        return _nearest_level(magnitude, s, n), s, shift
-    if solver == "semi":
+    if ratio > 0:
         return *_semi_analytical(magnitude, n, ratio, _MAX_EXPONENT - shift), shift
-    raise ValueError(f"lbw: solver must be 'exact' or 'semi', got {solver!r}")
+    s = _exact_exponent(magnitude, n, _MAX_EXPONENT - shift)
+    return _nearest_level(magnitude, s, n), s, shift
 
 
 def _nearest_level(magnitude: Tensor, s: Tensor, n: int) -> Tensor:
@@ -226,8 +246,6 @@ def _semi_analytical(magnitude: Tensor, n: int, ratio: float, max_s: Tensor) -> 
     |Q| is 0 below 2^(2-n) mu / 3, 2^(1-n) up to 2^(2-n) mu, 2^-t from 2^-t mu to 2^(1-t) mu,
     and 1 from mu on.
     """
-    if not ratio > 0:
-        raise ValueError(f"lbw: ratio must be positive, got {ratio}")
     a = magnitude.double()
     mu = ratio * a.amax(-1, keepdim=True)
     below_top = (-_floor_log2(a / mu)).clamp(0, n - 1)

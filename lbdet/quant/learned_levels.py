@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lbdet.errors import NumericsError
+from lbdet.quant import native
 from lbdet.quant.rows import as_rows, per_row
 
 MIN_BITS, MAX_BITS = 1, 8
@@ -130,8 +131,8 @@ def quantize(weight: Tensor, table: Tensor, bits: int) -> LevelsTensor:
     """
     if table.shape[1] != _number_of_levels(bits):
         raise ValueError(f"learned_levels: {bits} bits have {1 << bits} levels, got {table.shape[1]}")
-    index = _nearest(weight.detach(), table.detach())
-    codes = (index - (1 << (bits - 1))).to(torch.int8).view(weight.shape)
+    _, index = _nearest(weight.detach(), table.detach())
+    codes = (index.short() - (1 << (bits - 1))).to(torch.int8)
     return LevelsTensor(codes, table.detach().float().clone(), bits)
 
 
@@ -188,26 +189,25 @@ def settle(weight: Tensor, table: Tensor, symmetric: bool = False) -> tuple[Tens
     high = torch.where(unequal, wide[:, -1] + margin[:, -1], torch.inf).float()
     if len(table) == 1:
         low, high = low[0], high[0]
-    clamped = weight.detach().clamp(per_row(low, weight.ndim), per_row(high, weight.ndim))
+    clamped = torch.maximum(weight.detach(), per_row(low, weight.ndim))  # half the time of clamp
+    torch.minimum(clamped, per_row(high, weight.ndim), out=clamped)
     return clamped.to(weight.dtype), table
 
 
 class _NearestLevel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, table: Tensor) -> Tensor:
-        index = _nearest(weight, table)
-        ctx.save_for_backward(index.to(torch.uint8), table)
-        return torch.empty_like(weight).copy_(table.gather(1, index).view(weight.shape))
+        value, index = _nearest(weight, table)
+        ctx.save_for_backward(index, table)
+        return value
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
         index, table = ctx.saved_tensors
         if not ctx.needs_input_grad[1]:
             return grad, None
-        zeros = torch.zeros_like(table, dtype=torch.float64)
-        flat, index = grad.reshape(index.shape).double(), index.long()
-        n = zeros.scatter_add(1, index, torch.ones_like(flat)).clamp_min_(1)
-        return grad, (zeros.scatter_add(1, index, flat) / n.sqrt()).to(table.dtype)
+        sums, uses = native.sums_of_levels(grad, index, table) or _sums_of_levels(grad, index, table)
+        return grad, (sums / uses.clamp_min(1).sqrt()).to(table.dtype)
 
 
 def _number_of_levels(bits: int) -> int:
@@ -216,19 +216,36 @@ def _number_of_levels(bits: int) -> int:
     return 1 << bits
 
 
-def _nearest(weight: Tensor, table: Tensor) -> Tensor:
-    """Return the index of each weight's nearest level, int64 `[R, N]`, after a look at both arguments."""
-    rows, k = as_rows(weight, "per_tensor" if len(table) == 1 else "per_channel"), table.shape[1]
-    if len(rows) != len(table) or not 2 <= k <= 1 << MAX_BITS:
+def _nearest(weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each weight's nearest level, with its dtype and strides, and the level's index, uint8, both of
+    its shape; after a look at both arguments.
+    """
+    rows, k = table.shape
+    if rows not in (1, weight.shape[0]) or not 2 <= k <= 1 << MAX_BITS:
         shapes = f"{list(table.shape)} for a weight {list(weight.shape)}"
         raise ValueError(f"learned_levels: the table must have shape [1 or C, 2 to 256], got {shapes}")
+    return native.nearest_of_table(weight, table) or _nearest_of_table(weight, table)
+
+
+def _nearest_of_table(weight: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    rows = weight.reshape(len(table), -1)
     finite = torch.isfinite(torch.stack([*rows.aminmax(), *table.aminmax()])).all()
     in_order = (table[:, 1:] >= table[:, :-1]).all()
     if bool(finite & in_order):
-        return torch.searchsorted(_borders(table), rows.float().contiguous(), right=True)
+        index = torch.searchsorted(_borders(table), rows.float().contiguous(), right=True)
+        value = torch.empty_like(weight).copy_(table.gather(1, index).view(weight.shape))
+        return value, index.to(torch.uint8).view(weight.shape)
     if bool(finite):
         raise ValueError("learned_levels: the levels of each row must be sorted; settle them after an update")
     raise NumericsError("a weight or its levels have values that are not finite")
+
+
+def _sums_of_levels(grad: Tensor, index: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Return of each level the sum of gradients and the number of weights that have it, float64 `[R, K]`."""
+    zeros = torch.zeros_like(table, dtype=torch.float64)
+    index = index.reshape(len(table), -1).long()
+    flat = grad.reshape(index.shape).double()
+    return zeros.scatter_add(1, index, flat), zeros.scatter_add(1, index, torch.ones_like(flat))
 
 
 def _borders(table: Tensor) -> Tensor:

@@ -60,17 +60,13 @@ def where_at_least(grad: Tensor, x: Tensor, low: float) -> Tensor:
     return torch.ops.aten.threshold_backward(grad, x, _next_to(low, -math.inf, x.dtype))
 
 
-def sum_of_products(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
-    """Return a * b summed to a shape that broadcasts to theirs, a new tensor."""
-    same = a.shape == b.shape and a.stride() == b.stride()
-    if shape.numel() == 1 and same and _is_dense(a):
-        flat_a, flat_b = (t.as_strided((t.numel(),), (1,)) for t in (a, b))
-        return torch.dot(flat_a, flat_b).reshape(shape)  # one pass
-    return (a * b).sum_to_size(shape)
+def sum_to_shape(terms: Tensor, shape: torch.Size) -> Tensor:
+    """Return the terms added up to a shape that broadcasts to theirs, a new tensor.
 
-
-def _is_dense(x: Tensor) -> bool:
-    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+    On a CPU in float64, as `native` adds them; elsewhere, where sums are trees, in their own dtype.
+    """
+    wide = terms.double() if terms.device.type == "cpu" else terms
+    return wide.sum_to_size(shape)
 
 
 def _next_to(end: float, to: float, dtype: torch.dtype) -> float:

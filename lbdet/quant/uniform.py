@@ -32,8 +32,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lbdet.errors import NumericsError
+from lbdet.quant import native
 from lbdet.quant.rows import as_rows, per_row
-from lbdet.quant.ste import sum_of_products, where_inside
+from lbdet.quant.ste import sum_to_shape, where_inside
 
 MIN_BITS, MAX_BITS = 2, 8
 """of weights; affine codes, which activations have, start at 1 bit"""
@@ -203,7 +204,19 @@ def fake_quantize(
     Reference:
         Esser et al. 2020 (LSQ), arXiv 1902.08153, section 2.
     """
-    return _FakeQuantize.apply(x, scale, low, high, gradient_scale)
+    return _FakeQuantize.apply(x, scale, low, high, gradient_scale, False)
+
+
+def fake_quantize_learned(
+    x: Tensor, log_scale: Tensor, low: int | Tensor, high: int | Tensor, gradient_scale: float
+) -> Tensor:
+    """Return `fake_quantize` at the scale `positive(log_scale)`, with its values and gradients, in one step.
+
+    Args:
+        log_scale: float32 `[]`, or `[C]` for `x` of shape `[C, ...]`.
+        x, low, high, gradient_scale: as in `fake_quantize`.
+    """
+    return _FakeQuantize.apply(x, log_scale, low, high, gradient_scale, True)
 
 
 def lsq_gradient_scale(elements: int, high: int) -> float:
@@ -242,27 +255,26 @@ def positive(log_scale: Tensor) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, gradient_scale: float
+        ctx: Any, x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, factor: float, is_log: bool
     ) -> Tensor:
+        ctx.low, ctx.high, ctx.factor, ctx.is_log, ctx.shape = low, high, factor, is_log, scale.shape
+        if is_log:
+            scale = per_row(scale.exp(), x.ndim)
         ctx.save_for_backward(x, scale)
-        ctx.low, ctx.high, ctx.gradient_scale = low, high, gradient_scale
-        return _clamp_(_divide(x, scale).round_(), low, high).mul_(scale).to(x.dtype)
+        y = native.round_rows(x, scale, low, high)
+        return _rounded(x, scale, low, high) if y is None else y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         x, scale = ctx.saved_tensors
-        grad_scale = None
-        steps = _divide(x, scale)
-        wide = grad.to(steps.dtype)
-        grad_x = where_inside(wide, steps, ctx.low, ctx.high)
-        if ctx.needs_input_grad[1]:
-            level = _clamp_(steps, ctx.low, ctx.high)  # inside these are still the steps
-            rounding = level.round().sub_(level)
-            slope = sum_of_products(wide, rounding, scale.shape)
-            slope += sum_of_products(wide - grad_x, level, scale.shape)  # outside
-            grad_scale = slope.mul_(ctx.gradient_scale).to(scale.dtype)
-        return grad_x.to(x.dtype) if ctx.needs_input_grad[0] else None, grad_scale, None, None, None
+        grad_x, slope = native.round_gradients(grad, x, scale, ctx.low, ctx.high) or _gradients(
+            grad, x, scale, ctx.low, ctx.high, ctx.needs_input_grad[1]
+        )
+        if slope is not None:
+            slope = slope.mul_(ctx.factor).to(scale.dtype)
+            slope = (slope.div_(scale) if ctx.is_log else slope).view(ctx.shape)
+        return grad_x if ctx.needs_input_grad[0] else None, slope, None, None, None, None
 
 
 class _Positive(torch.autograd.Function):
@@ -277,6 +289,26 @@ class _Positive(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (scale,) = ctx.saved_tensors
         return grad / scale
+
+
+def _rounded(x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
+    """Return the result of `fake_quantize`."""
+    return _clamp_(_divide(x, scale).round_(), low, high).mul_(scale).to(x.dtype)
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, learned: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of x, and where it is learned that of the scale, before `gradient_scale`."""
+    steps = _divide(x, scale)
+    wide = grad.to(steps.dtype)
+    grad_x = where_inside(wide, steps, low, high)
+    if not learned:
+        return grad_x.to(x.dtype), None
+    level = _clamp_(steps, low, high)  # inside these are still the steps
+    inside = level.round().sub_(level).mul_(wide)
+    slopes = inside.addcmul_(wide - grad_x, level)  # of the two terms one is zero
+    return grad_x.to(x.dtype), sum_to_shape(slopes, scale.shape)
 
 
 def _divide(x: Tensor, scale: Tensor) -> Tensor:

@@ -20,9 +20,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
+from lbdet.data.coco import MAX_COCO
 from lbdet.data.images import read_image
 from lbdet.data.records import DetectionData, ImageRecord, spread_images
-from lbdet.errors import UserError
+from lbdet.errors import UserError, short
 from lbdet.metrics.diff import diff_detections
 from lbdet.report.sweep_file import read_json
 
@@ -88,7 +89,7 @@ def read_detections(path: Path, ids: Sequence[str], num_classes: int, threshold:
     Raises:
         UserError: the file is not there, or is not of this format.
     """
-    rows = read_json(path)
+    rows = read_json(path, MAX_COCO)
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "image_id" in row for row in rows):
         raise UserError(f"{path}: must be a list of detections with their image_id, got something else")
     by_image: dict[str, list[list[float]]] = {name: [] for name in ids}
@@ -100,7 +101,7 @@ def read_detections(path: Path, ids: Sequence[str], num_classes: int, threshold:
         if values is None:
             raise UserError(
                 f"{path}: entry {number}: must have a category_id in 1..{num_classes}, a bbox of 4 numbers "
-                f"and a score, got {row!r:.80}"
+                f"and a score, got {short(row)}"
             )
         if values[0] >= threshold:
             found.append(values)

@@ -6,7 +6,6 @@ point  the cells of one series and precision           the mean over the seeds t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from lbdet.errors import UserError
+from lbdet.data import files
+from lbdet.errors import UserError, one_line, short
 
 FILE = "sweep.json"
 FLOAT_SERIES = "float"
@@ -111,18 +111,13 @@ PlaceT = TypeVar("PlaceT", Cell, Point)
 _SWEEP = TypeAdapter(Sweep)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = files.MAX_JSON) -> Any:
     """Read a JSON file; what JSON has no word for (nan, infinity) becomes None.
 
     Raises:
-        UserError: the file is not there, or is not JSON.
+        UserError: as `files.read_json`.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read, got {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: must be JSON, got {error}") from None
+    return files.read_json(path, limit, parse_constant=lambda _: None)
 
 
 def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
@@ -132,14 +127,14 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
         UserError: it is not there, or is not what a sweep leaves.
     """
     path = Path(folder, FILE)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{folder}: must be the folder of a sweep, got no {FILE} in it")
     try:
         sweep = _SWEEP.validate_python(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "top level"
-        raise UserError(f"{path}: {where}: {first['msg'].lower()}, got {first['input']!r:.60}") from None
+        where = one_line(".".join(map(str, first["loc"]))) or "top level"
+        raise UserError(f"{path}: {where}: {first['msg'].lower()}, got {short(first['input'])}") from None
     cells = (replace(cell, folder=path.parent / cell.folder) for cell in sweep.cells)
     return _renamed(replace(sweep, cells=tuple(cells), folder=path.parent), 0, "")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lbdet.build import build_task
+from lbdet.build import build_task, is_classification
 from lbdet.data.files import read_json
 from lbdet.errors import UserError
 from lbdet.files import write_text
@@ -34,8 +34,10 @@ def collect(
         problems: what went wrong, by the names of the cells that were tried.
         command: what the user typed.
     """
-    name, key = build_task(sweep.config_of(cells[0])).headline[0]
-    records = [_record(sweep, cell, problems) for cell in cells]
+    config = sweep.config_of(cells[0])  # all cells have its task
+    name, key = build_task(config).headline[0]
+    tool = "train_cls.py" if is_classification(config) else "train_det.py"
+    records = [_record(sweep, cell, problems, tool) for cell in cells]
     return {
         "version": 1, "command": command, "metric": key, "metric_name": name,
         "cells": records, "summary": summarize(records, key),
@@ -112,14 +114,14 @@ def markdown(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"Bytes: {BYTES_KIND}.", "", f"    {content['command']}", ""])
 
 
-def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None]) -> dict[str, Any]:
+def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None], tool: str) -> dict[str, Any]:
     run, problem = sweep.run(cell), problems.get(cell.name)
     state = "failed" if problem else "done" if is_measured(run) else "missing"
     record = {
         "name": cell.name, "folder": f"cells/{cell.name}", "series": cell.series, "mode": cell.mode,
         "precision": str(cell.precision), "weight_bits": cell.precision.weight_bits,
         "act_bits": cell.precision.act_bits, "seed": cell.seed, "ratio": cell.ratio,
-        "state": state, "error": problem, "command": sweep.command_of(cell),
+        "state": state, "error": problem, "command": sweep.command_of(cell, tool),
     }  # fmt: skip
     return record | (_results(sweep, cell) if state == "done" else {})
 

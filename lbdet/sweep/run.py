@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbdet.build import build_task, is_classification, load_run, read_data
+from lbdet.build import build_task, load_run, read_data
 from lbdet.config import Config, load_config
 from lbdet.deploy.certify import describe, pack
 from lbdet.engine.latency import latency_ms
@@ -49,9 +48,8 @@ class Sweep:
         """
         return load_config(self.config, self._settings(cell))
 
-    def command_of(self, cell: Cell) -> str:
-        """Return the command that makes the cell's run by itself."""
-        tool = "train_cls.py" if is_classification(self.config_of(cell)) else "train_det.py"
+    def command_of(self, cell: Cell, tool: str) -> str:
+        """Return the command by which `tool`, such as train_det.py, makes the cell's run by itself."""
         settings = " ".join(shlex.quote(setting) for setting in self._settings(cell))
         output = shlex.quote(str(self.run(cell).path))
         return f"python tools/{tool} --config {shlex.quote(self.config)} --set {settings} --output {output}"
@@ -84,18 +82,6 @@ def run_cell(sweep: Sweep, cell: Cell) -> str | None:
 def is_measured(run: RunFolder) -> bool:
     """Return whether a cell has all that a sweep tells of it; the latency is written last."""
     return run.finished and (run.path / LATENCY).exists()
-
-
-def read_json(path: Path) -> object:
-    """Read a file of a run.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def _measure(run: RunFolder, cell: Cell) -> None:

@@ -18,6 +18,31 @@ def test_the_table_has_a_line_a_precision_and_sizes_relative_to_the_first():
     assert lines[2].split() == ["W2", "0.700", "0.500", "0.250", "80,000", "12.5x"]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "metrics.json: must be JSON, got maximum recursion"),
+        (b"\xff", "metrics.json: must be JSON in UTF-8"),
+        (b"[]", "each metrics.json must be what a run leaves, got something else; remove the folder"),
+        (b'{"model_bytes": "x"}', "each metrics.json must be what a run leaves"),
+    ],
+)
+def test_damaged_metrics_of_an_earlier_call_are_told_in_one_line(
+    call, tmp_path, monkeypatch, content, message
+):
+    monkeypatch.setattr(demo, "train_run", lambda *arguments, **named: None)
+    monkeypatch.setattr(demo, "visualize", lambda *arguments: None)
+    for name in ("float", "W4", "W2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_bytes(content)
+    (tmp_path / "shapes/VOC2012/ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "shapes/VOC2012/ImageSets/Main/val.txt").touch()
+    result = call(demo.main, "--output", tmp_path)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert message in line
+
+
 @pytest.mark.slow
 def test_the_demo_leaves_three_runs_and_pictures_and_a_second_call_only_reports(call, tmp_path):
     arguments = ["--output", tmp_path / "demo", "--set", "train.max_steps=2", "eval.max_images=8"]

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lbdet.cli import eval_det
+from lbdet.cli.evaluation import _warn_of_other_data
 from lbdet.data.records import spread_images
 from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
@@ -49,9 +50,28 @@ def test_other_data_than_the_runs_are_warned_of(call, finished_run, tmp_path):
         "warning: the data differ from those of the run: 6 images, hash "
         in call(eval_det.main, "--run", run).out
     )
-    for content in ("", "[]", "{}"):
-        (run / "manifest.json").write_text(content)
-        assert call(eval_det.main, "--run", run).code == 0
+    (run / "manifest.json").unlink()
+    assert "warning" not in call(eval_det.main, "--run", run).out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "must be JSON, got maximum recursion depth"),
+        (b"\xff", "must be JSON in UTF-8, got "),
+        (b"[]", "must tell which data the run had, got something else"),
+        (b"{}", "must tell which data the run had, got something else"),
+        (b'{"data": {"val": {"images": "many", "sha256": "0"}}}', "must tell which data the run had, got"),
+        (b'{"data": {"val": {"images": 6, "sha256": [1]}}}', "must tell which data the run had, got"),
+        (None, "cannot be read, got Is a directory"),
+    ],
+)  # fmt: skip
+def test_a_damaged_manifest_is_warned_of_in_one_line(tmp_path, devkit, capsys, content, message):
+    path = tmp_path / "manifest.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    _warn_of_other_data(path, read_voc(devkit, ["2012:val"], SHAPE_CLASSES))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"warning: {path}: {message}")
 
 
 def test_float_is_the_unquantized_model(measure, finished_run, devkit):

@@ -6,10 +6,11 @@ import pickle
 from pathlib import Path
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 
-from lbdet.data.augment import PRESETS, build_augmentation, derive_seed
+from lbdet.data.augment import MEAN_COLOUR, PRESETS, Zoom, build_augmentation, derive_seed
 from lbdet.errors import UserError
 
 BOXES = np.array([[40, 30, 90, 80], [120, 60, 150, 110]], np.float32)
@@ -138,6 +139,25 @@ def test_boxes_are_tight_after_zooming():
             y, x = np.nonzero(lead - other > 127)
             found = [x.min(), y.min(), x.max() + 1, y.max() + 1]
             np.testing.assert_allclose(box, found, atol=1.01)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((0, 0, 160, 120), (7, 11, 87, 71)),
+        ((0, 0, 160, 120), (0, 0, 159, 119)),
+        ((0, 0, 160, 120), (159, 119, 160, 120)),
+        ((30, 20, 110, 80), (0, 0, 160, 120)),
+        ((0, 0, 160, 120), (0, 0, 160, 120)),
+    ],
+)
+def test_a_zoom_scales_a_window_of_the_image_into_one_of_a_canvas_of_mean_colour(source, target):
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    part, canvas = image[source[1] : source[3], source[0] : source[2]], np.full_like(image, MEAN_COLOUR)
+    size = target[2] - target[0], target[3] - target[1]
+    how = cv2.INTER_AREA if size[0] < part.shape[1] else cv2.INTER_LINEAR
+    canvas[target[1] : target[3], target[0] : target[2]] = cv2.resize(part, size, interpolation=how)
+    np.testing.assert_array_equal(Zoom((0.5, 2.0)).apply(image, source, target), canvas)
 
 
 @pytest.mark.parametrize("name", PRESETS)

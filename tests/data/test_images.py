@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import zlib
 
 import numpy as np
 import pytest
+from fuzz.guards import in_time
 from PIL import Image
 
 from lbdet.data import images
@@ -76,11 +78,25 @@ def test_a_cut_profile_behind_the_pixels_is_a_damaged_file(tmp_path):
         read_image(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("error", [struct.error("x"), MemoryError(), RuntimeError("\n" + "x" * 999)])
+def test_whatever_a_decoder_raises_is_a_damaged_file_in_one_short_line(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(images, "_to_rgb", fail)
+    with pytest.raises(UserError, match=r"a.png: must be a whole JPEG or PNG image, got ") as caught:
+        read_image(saved(tmp_path / "a.png", "RGB"))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"b.jpg: image file does not exist"):
         read_image(tmp_path / "b.jpg")
     with pytest.raises(UserError, match="must be a whole JPEG or PNG image, got "):
         read_image(tmp_path)
+    with pytest.raises(UserError, match="must be a whole JPEG or PNG image, got embedded null byte"):
+        read_image("a\0.jpg")
 
 
 def test_more_pixels_than_the_limit_are_refused(tmp_path, monkeypatch):
@@ -88,7 +104,7 @@ def test_more_pixels_than_the_limit_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 24)
     assert read_image(path).size == 72
     monkeypatch.setattr(images, "MAX_PIXELS", 23)
-    with pytest.raises(UserError, match=r"a.png: image must have 1 to 23 pixels, got 6x4"):
+    with pytest.raises(UserError, match=f"^{path}: image must have 1 to 23 pixels, got 6x4"):
         read_image(path)
 
 
@@ -102,15 +118,28 @@ def test_a_bomb_that_pil_refuses_itself_is_told_alike(tmp_path, monkeypatch):
 
 def test_a_size_that_no_image_has_is_refused():
     check_pixels("x", 1 << 24, 1)
-    for width, height in ((0, 5), (5, 0), (-1, -1), ((1 << 24) + 1, 1), (10_000, 10_000)):
+    for width, height in ((0, 5), (5, 0), (-1, -1), ((1 << 24) + 1, 1), (1, (1 << 24) + 1), (10_000, 10_000)):
         with pytest.raises(UserError, match=f"x: image must have 1 to 89478485 pixels, got {width}x{height}"):
             check_pixels("x", width, height)
 
 
+def test_a_size_of_thousands_of_digits_is_told_in_short():
+    with pytest.raises(UserError, match="x: image must have 1 to 89478485 pixels, got 9999") as error:
+        check_pixels("x", 10**4000 - 1, 10**5000)
+    assert len(str(error.value)) < 200
+
+
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match=r"a.jpg: must be a whole JPEG or PNG image, got not a regular file"):
+    message = r"a.jpg: must be a whole JPEG or PNG image, got not a regular file"
+    with in_time(5), pytest.raises(UserError, match=message):
         read_image(tmp_path / "a.jpg")
+
+
+def test_what_pil_only_warns_of_is_not_told(tmp_path, recwarn):
+    saved(tmp_path / "a.png", "P", transparency=b"\x80\xff")
+    assert read_image(tmp_path / "a.png").shape == (4, 6, 3)
+    assert not recwarn.list
 
 
 def test_damaged_exif_is_an_error_only_where_it_is_needed_and_no_warning(tmp_path, recwarn):

@@ -115,6 +115,21 @@ def test_the_sequence_is_the_same_for_every_number_of_workers(train_set):
     assert sequences[2] == sequences[0]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_arrives_is_the_item_itself_and_the_receivers_own(train_set, workers):
+    for images, targets in train_batches(train_set, 3, 1, 0, 2, workers):
+        for image, target in zip(images, targets, strict=True):
+            expected_image, expected = train_set[0, int(target["image_id"])]
+            arrived, sent = target | {"image": image}, expected | {"image": expected_image}
+            assert set(arrived) == set(sent)
+            assert all(torch.equal(arrived[key], sent[key]) for key in sent)
+            assert all(arrived[key].dtype == sent[key].dtype for key in sent)
+            assert image.is_contiguous()
+            before = [other.clone() for other in images]
+            image.zero_()  # writeable, and no other image's memory
+            assert sum(not torch.equal(*pair) for pair in zip(images, before, strict=True)) == 1
+
+
 @pytest.mark.parametrize("first", [1, 3, 5, 8])
 def test_starting_later_gives_the_tail_of_the_whole(train_set, first):
     whole = flat(train_batches(train_set, 2, 1, 0, 8, 0))

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from fuzz.guards import in_time
 from safetensors import safe_open
 from torch import nn
 
@@ -70,6 +71,22 @@ def test_the_log_forgets_what_comes_after_a_step_and_lines_cut_short(run):
     run.forget_log_after(2)
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}, {"step": 2, "voc07_map": 0.1}]
+
+
+def test_the_log_forgets_lines_that_are_none(run):
+    run.start("")
+    path = run.path / "metrics.jsonl"
+    bad = [b"[" * 100_000, b"[1]", b'{"step": null}', b'{"step": 1e999}', b'"\xff"', b"7", b"", b"\xff\xfe"]
+    path.write_bytes(b"\n".join([b'{"step": 1}', *bad, b'{"step": 2}']))
+    run.forget_log_after(2)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_log_that_cannot_be_read_is_told(run):
+    run.start("")
+    os.mkfifo(run.path / "metrics.jsonl")
+    with in_time(5), pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read, got not a regular"):
+        run.forget_log_after(2)
 
 
 def test_a_log_that_cannot_be_written_is_told(run):

@@ -29,3 +29,16 @@ def test_images_are_stacked_in_their_order():
     assert table.image.tolist() == [0, 2, 2]
     assert table.labels.tolist() == [1, 2, 2]
     assert table.extra.tolist() == [0.25, 0.5, 0.5]
+
+
+def test_a_table_falls_apart_into_one_of_each_class_in_the_same_order():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat([1, 2, 4], 5))  # no 3, and no 5
+    sample = {"boxes": rng.random((15, 4)), "labels": labels, "scores": rng.random(15)}
+    tables = list(stack([sample, sample], "scores", 5, "detections").by_class(5))
+    assert [len(table.labels) for table in tables] == [10, 10, 0, 10, 0]
+    for c, table in enumerate(tables, start=1):
+        assert table.image.tolist() == [0] * (len(table.image) // 2) + [1] * (len(table.image) // 2)
+        assert (table.labels == c).all()
+        np.testing.assert_array_equal(table.boxes, np.tile(sample["boxes"][labels == c], (2, 1)))
+        np.testing.assert_array_equal(table.extra, np.tile(sample["scores"][labels == c], 2))

@@ -87,6 +87,23 @@ def test_all_averages_equal_those_of_pycocotools_driven_by_hand(scene, tmp_path)
     assert math.isnan(actual["per_class"][3])
 
 
+def test_without_areas_all_else_is_the_same_to_the_last_bit(scene):
+    whole, without = coco_ap(*scene, NUM_CLASSES), coco_ap(*scene, NUM_CLASSES, areas=False)
+    areas = {f"ap_{name}": math.nan for name in ("small", "medium", "large")}
+    assert repr(whole | areas) == repr(without)
+
+
+def test_detections_of_a_class_that_has_no_objects_or_only_difficult_ones_count_nowhere(scene, tmp_path):
+    detections, ground_truth = scene
+    for sample, objects in zip(detections, ground_truth, strict=True):
+        sample["labels"][sample["scores"] < 0.4] = 4
+        objects["difficult"][objects["labels"] == 2] = True
+    expected = by_hand(*scene, tmp_path)
+    actual = coco_ap(*scene, NUM_CLASSES)
+    assert [actual[name] for name in NAMES] == pytest.approx(expected.stats[:6].tolist(), abs=1e-12)
+    assert [math.isnan(ap) for ap in actual["per_class"]] == [False, True, False, True]
+
+
 def test_nothing_is_printed(scene, capsys):
     coco_ap(*scene, NUM_CLASSES)
     assert capsys.readouterr().out == ""
@@ -104,6 +121,7 @@ def test_no_detections_score_zero_and_no_objects_score_nothing(scene):
     ]
     assert all(math.isnan(coco_ap(nothing, empty, NUM_CLASSES)[name]) for name in NAMES)
     assert math.isnan(coco_ap([], [], NUM_CLASSES)["ap"])
+    assert math.isnan(coco_ap([], [], 0)["ap"])
 
 
 def test_a_perfect_detector_scores_one_and_difficult_objects_do_not_count():
@@ -144,6 +162,24 @@ def test_results_have_cocos_format_and_survive_json():
     ]
     with pytest.raises(ValueError, match=r"detections\[0\]: labels must lie in 1..1, got 2"):
         to_coco_results([found], [7], category_ids=[1])
+
+
+def test_results_are_rounded_as_python_rounds():
+    """Halves above all: 2.675 is a little less than it says, 0.125 is one exactly and goes to the even."""
+    rng = np.random.default_rng(0)
+    halves = rng.integers(-(10**6), 10**6, (3000, 4)) * 10.0 ** rng.integers(-6, 0, (3000, 1))
+    binary = rng.integers(-999, 999, (1000, 4)) / 2.0 ** rng.integers(1, 7, (1000, 1))
+    boxes = np.concatenate(
+        [halves, binary, rng.normal(0, 1, (1000, 4)) * 10.0 ** rng.integers(-9, 17, (1000, 1))]
+    )
+    boxes[:, 2:] += boxes[:, :2]
+    scores = np.abs(boxes[:, 3]) + 0.000005
+    found = {"boxes": boxes, "labels": np.ones(len(boxes), int), "scores": scores}
+    for row, (x1, y1, x2, y2), score in zip(
+        to_coco_results([found], [0]), boxes.tolist(), scores.tolist(), strict=True
+    ):
+        assert row["bbox"] == [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
+        assert row["score"] == round(score, 5)
 
 
 def test_rounded_results_have_almost_the_same_ap(scene):

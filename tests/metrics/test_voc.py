@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles_ap import voc_ap_by_loops
+from oracles_ap import inclusive, overlap, voc_ap_by_loops
 
 from lbdet.classes import VOC20
-from lbdet.metrics import voc_ap
+from lbdet.metrics import voc, voc_ap
 from lbdet.metrics.voc import average_precision, match, precision_recall
 
 ORACLE = Path("datasets/voc2007_eval_oracle")
@@ -78,6 +79,67 @@ def test_large_random_scenes_equal_those_of_plain_loops(metric):
     actual = voc_ap(detections, ground_truth, 2, metric, iou=0.3)
     assert actual.min() > 0.02  # the scenes are not so hard that zero would agree
     np.testing.assert_allclose(actual, voc_ap_by_loops(detections, ground_truth, 2, metric, 0.3), atol=1e-12)
+
+
+def decisions_by_loops(detections, ground_truth, c, iou):
+    """Return whether each detection of class c that counts is true, best score first, one at a time."""
+    rows = [
+        (-score, image, box)
+        for image, sample in enumerate(detections)
+        for box, label, score in zip(*(sample[k] for k in ("boxes", "labels", "scores")), strict=True)
+        if label == c
+    ]
+    taken, decisions = set(), []
+    for _, image, box in sorted(rows, key=lambda row: row[0]):
+        objects = ground_truth[image]
+        overlaps = [
+            overlap(inclusive(box), inclusive(other)) if label == c else -1
+            for other, label in zip(objects["boxes"], objects["labels"], strict=True)
+        ]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        if not overlaps or overlaps[best] < iou:
+            decisions.append(False)
+        elif not objects["difficult"][best]:
+            decisions.append((image, best) not in taken)
+            taken.add((image, best))
+    return decisions
+
+
+def grid_scene(seed):
+    """Draw a few images on a coarse grid with three scores: ties are usual, empty images and classes too."""
+    rng = np.random.default_rng(seed)
+    detections, ground_truth = [], []
+    for _ in range(rng.integers(1, 5)):
+        n, m = rng.integers(0, 25), rng.integers(0, 10)
+        corner, size = rng.integers(0, 3, (n + m, 2)), rng.integers(2, 4, (n + m, 2))
+        boxes, labels = np.concatenate([corner, corner + size], axis=1), rng.integers(1, 5, n + m)
+        detections.append(found(boxes[:n], rng.integers(0, 3, n) / 2, labels[:n]))
+        ground_truth.append(truth(boxes[n:], labels[n:], list(rng.random(m) < 0.3)))
+    return detections, ground_truth
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 1 << 16])
+def test_every_decision_is_that_of_plain_loops_however_many_pairs_are_compared_at_once(monkeypatch, pairs):
+    monkeypatch.setattr(voc, "_PAIRS", pairs)
+    true = ignored = 0
+    for detections, ground_truth in map(grid_scene, range(80)):
+        for c, mine in enumerate(match(detections, ground_truth, 5, 0.5), start=1):
+            assert mine.true_positive.tolist() == decisions_by_loops(detections, ground_truth, c, 0.5)
+            difficult = np.concatenate([g["difficult"][g["labels"] == c] for g in ground_truth])
+            assert mine.num_objects == np.count_nonzero(~difficult)
+            true += mine.true_positive.sum()
+            ignored += sum((d["labels"] == c).sum() for d in detections) - len(mine.true_positive)
+    assert min(true, ignored) > 100  # neither is rare
+
+
+def test_memory_does_not_grow_with_the_pairs_of_a_crowded_image():
+    boxes = np.tile(OBJECT, (3000, 1)) + np.arange(3000)[:, None] % 50
+    scene = [found(boxes, np.linspace(0, 1, 3000))], [truth(boxes[:1000])]
+    tracemalloc.start()
+    match(*scene, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # three million pairs of a detection with an object; their overlaps alone have 24 MB
 
 
 def test_difficult_objects_are_neither_found_nor_missed():

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from lbdet.sweep.collect import markdown, summarize
+from lbdet.errors import UserError
+from lbdet.precision import Precision
+from lbdet.sweep.cells import Cell
+from lbdet.sweep.collect import collect, known_cells, markdown, summarize
+from lbdet.sweep.run import Sweep
 
 
 def record(series: str, precision: str, seed: int, value: float | None, ratio: float | None = None, **other):
@@ -66,6 +73,57 @@ def test_cells_without_a_result_are_no_points() -> None:
         record("qat", "W2", 0, None),
     ]
     assert [(p["precision"], p["seeds"]) for p in summarize(records, "voc07_map")] == [("W4", [0])]
+
+
+LAYER = {"weights": 4, "bits": 4, "stored_bits": 14, "zeros": 0.5, "squared_error": 0.1}
+GOOD = {"metrics.json": {"steps": 2, "voc07_map": 0.5}, "coverage.json": [LAYER], "latency.json": {"ms": 3.0}}
+
+
+@pytest.fixture
+def cell(config: Path, tmp_path: Path) -> tuple[Sweep, Cell]:
+    """A finished cell of a sweep: its files, no model."""
+    sweep, cell = Sweep(str(config), (), tmp_path / "sweep"), Cell("qat", Precision(4), 0)
+    folder = sweep.run(cell).path
+    folder.mkdir(parents=True)
+    for name, content in GOOD.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "model.lbw").write_bytes(bytes(9))
+    return sweep, cell
+
+
+def test_a_record_tells_what_the_files_of_its_cell_tell(cell: tuple[Sweep, Cell]) -> None:
+    (found,) = collect(cell[0], [cell[1]], {}, "")["cells"]
+    assert (found["state"], found["bytes"], found["steps"], found["latency_ms"]) == ("done", 9, 2, 3.0)
+    assert (found["bits_per_weight"], found["zeros"], found["squared_error"]) == (3.5, 0.5, 0.1)
+
+
+@pytest.mark.parametrize("name", GOOD)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "must be JSON, got maximum recursion"),
+        (b"\xff", "must be JSON in UTF-8"),
+        (b"7", "must be as a sweep leaves them, got something else"),
+        (b'"x"', "must be as a sweep leaves them"),
+        (b"{}", "must be as a sweep leaves them"),
+        (b"[[]]", "must be as a sweep leaves them"),
+    ],
+)
+def test_a_damaged_file_of_a_cell_is_told_in_one_line(
+    cell: tuple[Sweep, Cell], name: str, content: bytes, message: str
+) -> None:
+    (cell[0].run(cell[1]).path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        collect(cell[0], [cell[1]], {}, "")
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"cells": 3}'])
+def test_a_damaged_file_of_a_sweep_is_told_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "sweep.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"sweep\.json: must be ") as error:
+        known_cells(tmp_path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_the_text_names_the_points_the_failures_and_what_is_missing() -> None:
