@@ -73,7 +73,7 @@ class LevelsTensor:
     def dequantize(self) -> Tensor:
         """Return the level of each code, float32, the weight's shape, a new tensor."""
         index = self.codes.long() + (1 << (self.bits - 1))
-        return self.table.gather(1, index.view(len(self.table), -1)).view(self.codes.shape)
+        return self.table.gather(1, index.reshape(len(self.table), -1)).view(self.codes.shape)
 
 
 def lloyd_max(

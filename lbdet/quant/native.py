@@ -201,7 +201,7 @@ def _in_order_of(x: Tensor, other: Tensor) -> bool:
 def _is_scale_of(x: Tensor, scale: Tensor) -> bool:
     """Return whether `scale` is one number, or one for each index of x's dimension 0, that C can read."""
     one = scale.numel() == 1 and scale.ndim <= x.ndim
-    each = scale.ndim == x.ndim and scale.shape[0] == x.shape[0] == scale.numel()
+    each = 0 < scale.ndim == x.ndim and scale.shape[0] == x.shape[0] == scale.numel()
     readable = type(scale) in _PLAIN and scale.dtype == torch.float32 and scale.is_contiguous()
     return (one or each) and readable and scale.is_cpu
 

@@ -94,7 +94,7 @@ def _cache_folder() -> Path:
         PermissionError: someone else could put a library of theirs there.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lbdet"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise PermissionError(f"{folder}: must belong to this user and be writable by no other")

@@ -114,6 +114,12 @@ def test_a_two_column_split_lists_the_images_whose_flag_is_not_minus_one(tmp_pat
         ("../../secret", "line 1 must name a file without a folder, got '../../secret'"),
         ("/etc/passwd", "line 1 must name a file without a folder, got '/etc/passwd'"),
         ("a b c", "line 1 must be an image name, or one and -1, 0 or 1, got 'a b c'"),
+        ("a 2", "line 1 must be an image name, or one and -1, 0 or 1, got 'a 2'"),
+        ("x" * 999 + " 2", f"line 1 must be an image name, or one and -1, 0 or 1, got '{'x' * 56}..."),
+        ("x" * 999 + "/", f"line 1 must name a file without a folder, got '{'x' * 56}..."),
+        ("a\\b", r"line 1 must name a file without a folder, got 'a\\b'"),
+        ("a..b", "line 1 must name a file without a folder, got 'a..b'"),
+        ("a\0b", r"line 1 must name a file without a folder, got 'a\x00b'"),
         ("", "train.txt must list at least one image, got none"),
     ],
 )
@@ -203,6 +209,10 @@ def test_entities_are_refused_before_they_expand(tmp_path):
             "got xmin=100.9999999 ymin=1 xmax=100.9999999 ymax=9",
         ),
         (
+            an_annotation(an_object(extra=f"<difficult>{'1' * 5000}</difficult>")),
+            f"object 1: <difficult> must be 0 or 1, got '{'1' * 56}...",
+        ),
+        (
             an_annotation(an_object(box=("0" * 5000 + "9", 1, 5, 8))),
             f"object 1: xmax must not be less than xmin, got xmin={'0' * 57}... xmax=5",
         ),
@@ -222,7 +232,8 @@ def test_what_is_left_of_a_clipped_box_has_an_area_in_float32():
 
 
 def test_a_long_class_is_cut_and_the_closest_name_looked_for_once(tmp_path, monkeypatch):
-    text = problem(tmp_path, an_annotation(an_object("x" * 100_000)))
+    with in_time(5):
+        text = problem(tmp_path, an_annotation(an_object("x" * 100_000)))
     assert len(text) < 200
     seen = []
     monkeypatch.setattr(voc, "closest", lambda name, names: seen.append(name) or "")
@@ -230,12 +241,22 @@ def test_a_long_class_is_cut_and_the_closest_name_looked_for_once(tmp_path, monk
     with pytest.raises(UserError, match="1000 problems"):
         read_voc(make_voc(tmp_path / "many", {"a": many}), ["train"], CLASSES)
     assert sorted(seen) == [f"class {k}" for k in range(10)]
+    for k in range(5000):
+        voc._closest(f"class {k}", CLASSES)
+    assert voc._closest.cache_info().currsize < 5000
 
 
 def test_many_classes_are_mapped_in_no_time():
     start = time.process_time()
     assert label_map([str(k) for k in range(100_000)])["99999"] == 100_000
     assert time.process_time() - start < 1
+
+
+def test_a_list_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    make_voc(tmp_path, {"a": an_annotation()})
+    monkeypatch.setattr(voc, "MAX_SPLIT", 1)
+    with pytest.raises(UserError, match=r"train\.txt must be UTF-8 text, got a file of more than 0 KiB"):
+        read_voc(tmp_path, ["train"], CLASSES)
 
 
 def test_an_annotation_that_is_a_pipe_or_too_large_is_refused(tmp_path, monkeypatch):
@@ -327,6 +348,15 @@ def test_an_image_in_two_splits_is_refused(tmp_path):
 def test_a_class_named_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match="classes: names must differ, got 'cat' more than once"):
         read_voc(tmp_path, ["train"], ("cat", "dog", "cat"))
+    with pytest.raises(UserError, match=r"^classes: names must differ, got 'x{56}\.\.\. more than once$"):
+        label_map(["x" * 5000, "x" * 5000])
+
+
+@pytest.mark.parametrize("split", ["", "../2012:train", "2012:../train", "a/b", "..", "a\\b", "a\0b"])
+def test_a_split_stays_inside_the_data_set(tmp_path, split):
+    make_voc(tmp_path / "VOC2012", {"a": an_annotation()})
+    with pytest.raises(UserError, match="must be 'year:split' or 'split'"):
+        read_voc(tmp_path, [split], CLASSES)
 
 
 def test_a_split_written_for_the_other_kind_of_root_is_explained(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -146,7 +147,7 @@ def test_lbw_refuses_what_is_not_finite_as_pytorch_does(bad: float, position: in
 
 def activations(scale: float, dtype: torch.dtype) -> Tensor:
     """More than two blocks, with values next to every border, and what is not finite."""
-    borders = (torch.arange(-40, 40) + 0.5) / 2 * scale
+    borders = (torch.arange(-150, 150) + 0.5) * scale
     around = [borders, *(borders.nextafter(torch.tensor(end)) for end in (-math.inf, math.inf))]
     special = torch.tensor([0.0, -0.0, SMALLEST, math.inf, -math.inf, math.nan, FLOAT32_MAX])
     ends = torch.cat([*around, special])
@@ -162,7 +163,7 @@ def layouts(x: Tensor) -> Iterator[Tensor]:
     yield x[0, 0, 0, :1]
 
 
-SCALES = [0.25, 0.1, 1 + 2**-8, 1e-30]
+SCALES = [0.25, 0.003, 1 + 2**-8, 1e-30]
 """1 + 2^-8 is half way between two numbers of bfloat16"""
 RANGES = [(0, 1), (0, 3), (-1, 0), (-2, 13), (-7, 7), (-128, 127)]
 both_types = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -374,13 +375,10 @@ def test_a_gradient_of_another_order_in_memory_is_read_by_pytorch(calls: Calls) 
     assert calls.names == ["round_rows"] * 2
 
 
-class Module(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
+def compiled(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    found = torch.compile(function, backend="eager", fullgraph=True)
+    found(x)
+    return found
 
 
 @needs_compiler
@@ -389,9 +387,9 @@ class Module(nn.Module):
     [
         lambda f, x: make_fx(f)(x),
         lambda f, x: torch.jit.trace(f, x, check_trace=False),
-        lambda f, x: torch.export.export(Module(f), (x,)).module(),
+        compiled,
     ],
-    ids=["make_fx", "jit.trace", "export"],
+    ids=["make_fx", "jit.trace", "torch.compile"],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_what_is_recorded_holds_operations_and_no_numbers(record: Callable, calls: Calls) -> None:
@@ -454,6 +452,7 @@ def test_a_forked_process_waits_for_no_thread_of_its_parent(three_threads: None)
     lbw.fake_quantize(weight, 4)  # makes the threads
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # ends it if it waits
         lbw.fake_quantize(weight, 4)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
