@@ -21,7 +21,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ["-std=c99", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd"]
-"""No flag that changes values: `-fopenmp-simd` reorders only the sums that say so in the source"""
+"""None changes values: `-fopenmp-simd` reorders only the sums that say so in the source"""
 _SECONDS = 60
 """within which a compiler must be done; it takes about one"""
 
