@@ -6,7 +6,8 @@
 One process holds a model in float and once more for each format: same weights, images and targets, all of a
 fixed seed (random weights do, as no time depends on them). They take one step each in turn, so that a change
 of clock slows all of them; the ratio to the float step is taken within a turn, and its median over turns is
-printed. A step is forward, backward, SGD with momentum, and what the format does after an update.
+printed. A step is forward, backward, SGD with momentum, and what the format does after an update. The peak
+memory is that of another process, which makes three steps of nothing else.
 
 Brevitas (`brevitas`, `brevitas_w4a4`) and torchao's PARQ are measured in the same model where they are
 installed. They find their scales in other ways; compared is only the time.
@@ -18,6 +19,7 @@ import argparse
 import contextlib
 import gc
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ from torch import Tensor, nn
 import lbdet
 from lbdet.convert import ActivationFormat, WeightFormat
 from lbdet.convert.layers import settle
+from lbdet.deploy.benchmark_worker import peak_memory
+from lbdet.engine.memory import keep_freed_memory
 from lbdet.models import build_detector
 from lbdet.models.detectors import set_image_size
 
@@ -239,6 +243,24 @@ def measure(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[st
     return found
 
 
+def peak_megabytes(model: str, names: Sequence[str], threads: int) -> dict[str, float]:
+    """Return the most memory that three steps need, each contender in a process of its own."""
+    found = {}
+    for name in ("float", *names):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found[name] = pool.apply(_peak_after_three_steps, (model, name, threads)) / 1e6
+    return found
+
+
+def _peak_after_three_steps(model: str, name: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    step = training_step(CASES[model], FLOAT if name == "float" else CONTENDERS[name])
+    for _ in range(3):
+        step()
+    return peak_memory()
+
+
 def installed(names: Sequence[str]) -> list[str]:
     """Return the contenders that can run here, and say why the others are left out."""
     for name in names:
@@ -263,19 +285,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--repeats must be at least 1")
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as training does
     names = installed(options.formats)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.repeats} turns")
-    print("model              format          step [ms]  ratio   lowest..highest")
+    print("model              format          step [ms]  ratio   lowest..highest  peak [MB]")
     results: dict[str, Any] = {}
     for model in options.models:
         results[model] = measure(CASES[model], names, options.repeats)
+        gc.collect()
+        peaks = peak_megabytes(model, names, torch.get_num_threads())
         for name, row in results[model].items():
+            row["peak_megabytes"] = peaks[name]
             spread = f"{row['lowest']:.3f}..{row['highest']:.3f}"
             print(
-                f"{model:17}  {name:14}  {1e3 * row['seconds']:9.1f}  {row['ratio']:.3f}   {spread}",
+                f"{model:17}  {name:14}  {1e3 * row['seconds']:9.1f}  {row['ratio']:.3f}"
+                f"   {spread:15}  {peaks[name]:9.0f}",
                 flush=True,
             )
-        gc.collect()
     if options.output:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -21,6 +21,7 @@ from lbdet.config import Config, dump_config, load_config
 from lbdet.engine import distributed
 from lbdet.engine.finish import correct, finish
 from lbdet.engine.manifest import manifest
+from lbdet.engine.memory import keep_freed_memory
 from lbdet.engine.progress import say
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.train import train
@@ -38,6 +39,7 @@ def train_run(config: Config, run: RunFolder, resume: bool) -> None:
     if distributed.first(is_done):
         say(f"{run.path}: is finished already; nothing to do")
         return
+    keep_freed_memory()
     train_set, val = build_train_set(config), read_data(config.data, config.data.val)
     task, data = build_task(config), train_set.data
     if val.classes != data.classes:

@@ -155,7 +155,7 @@ def test_a_signal_saves_and_stops_with_its_own_code(signum, server, devkit, tmp_
     config = write(tmp_path, devkit, train={"checkpoint_steps": 4})
     assert server.run("--config", config, "--output", tmp_path / "whole") == 0
     pid = server.start("--config", config, "--output", tmp_path / "parts")
-    while not (tmp_path / "parts" / "checkpoint.pt").exists():  # before it, a signal ends the process as usual
+    while not (tmp_path / "parts" / "checkpoint.pt").exists():  # before it, signals kill as usual
         time.sleep(0.02)
     os.kill(pid, signum)
     assert server.code() in (128 + signum, 0)
