@@ -408,9 +408,18 @@ def test_coverage_counts_the_weights_of_each_level(format, bits):
             assert torch.equal(signs, levels[0][quantized.level_index.flatten()].sign())
 
 
-def test_held_weights_are_the_quantized_ones_and_are_quantized_once(monkeypatch):
+def small(precision: str = "W2", name: str = "lbw") -> nn.Module:
+    """Two convolutions."""
     torch.manual_seed(0)
-    model = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)), "W2")[0].eval()
+    model, _ = quantize_model(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)), precision, WeightFormat(name)
+    )
+    return model.eval()
+
+
+@torch.no_grad()
+def test_held_weights_are_the_quantized_ones_and_are_quantized_once(monkeypatch):
+    model = small()
     x, calls = torch.rand(1, 3, 8, 8), []
     forward = LbwWeight.forward
     monkeypatch.setattr(LbwWeight, "forward", lambda *a: (calls.append(1), forward(*a))[1])
@@ -420,9 +429,52 @@ def test_held_weights_are_the_quantized_ones_and_are_quantized_once(monkeypatch)
         assert torch.equal(model(x), expected)
         assert torch.equal(model(x), expected)
     assert len(calls) == 2
-    with torch.no_grad():
-        model[0].weight.mul_(-1)
-    assert not torch.equal(model(x), expected)
+
+
+def _replace(model: nn.Module) -> None:
+    model[0].weight = nn.Parameter(-model[0].weight)
+
+
+BEHIND_ITS_BACK = {
+    "in place": lambda model: model[0].weight.mul_(-1),
+    "another parameter": _replace,
+    "another width": lambda model: set_scheduled_precision(model, "W4"),
+    "weights are loaded": lambda model: model.load_state_dict(small("W2", "uniform").half().state_dict()),
+    "weights take their place": lambda model: model.load_state_dict(
+        {name: -value for name, value in model.state_dict().items()}, assign=True
+    ),
+    "a scale": lambda model: next(model[0].weight_quantizer.parameters()).add_(0.3),
+    "an optimizer": lambda model: torch.optim.SGD([model[0].weight], lr=0.1, foreach=True).step(),
+}
+
+
+@pytest.mark.parametrize("change", BEHIND_ITS_BACK)
+@torch.no_grad()
+def test_held_weights_are_never_stale(change):
+    model, x = small("W2", "uniform"), torch.rand(1, 3, 8, 8)
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    before = model(x)
+    with hold_weights(model):
+        BEHIND_ITS_BACK[change](model)
+        found = model(x)
+    assert torch.equal(found, model(x))
+    assert not torch.equal(found, before)
+
+
+def test_weights_that_torch_does_not_watch_are_not_held():
+    with torch.inference_mode():
+        model, x = small(), torch.rand(1, 3, 8, 8)
+        before = model(x)
+        with hold_weights(model):
+            model[0].weight.mul_(-1)
+            assert not torch.equal(model(x), before)
+
+
+def test_held_weights_do_not_hide_a_gradient():
+    model = small()
+    with hold_weights(model):
+        model(torch.rand(1, 3, 8, 8)).sum().backward()
+    assert model[0].weight.grad.abs().sum() > 0
 
 
 def test_weights_are_not_held_after_an_error():

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from lbdet.errors import UserError, closest
-from lbdet.nn import ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
-from lbdet.nn.layers import quantized_weight
+from lbdet.nn import (
+    ActivationQuantizer,
+    HeldWeight,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    WeightQuantizer,
+)
 from lbdet.precision import FLOAT, Precision
 
 
@@ -98,12 +103,14 @@ def settle(model: nn.Module) -> None:
 
 @contextmanager
 def hold_weights(model: nn.Module) -> Iterator[None]:
-    """Quantize all weights once, and not at every forward pass inside; neither they nor widths may change."""
+    """Quantize all weights once, and not at every forward pass inside without gradients.
+
+    One that changes meanwhile, or whose layer gets another width, is quantized anew (`lbdet.nn.HeldWeight`).
+    """
     layers = [layer for layer in quantized_layers(model).values() if layer.precision.weight_bits is not None]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.held_weight = quantized_weight(layer)
+        for layer in layers:
+            layer.held_weight = HeldWeight.of(layer)
         yield
     finally:
         for layer in layers:

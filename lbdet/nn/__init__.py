@@ -10,7 +10,14 @@ from lbdet.nn.activations import (
     DorefaActivation,
     UniformActivation,
 )
-from lbdet.nn.layers import QuantConv2d, QuantLayer, QuantLinear, quantized_input, quantized_weight
+from lbdet.nn.layers import (
+    HeldWeight,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    quantized_input,
+    quantized_weight,
+)
 from lbdet.nn.weights import (
     BinaryWeight,
     DorefaWeight,
@@ -40,6 +47,6 @@ FORMATS: dict[str, Format] = {
 
 __all__ = [
     "FORMATS", "ActivationQuantizer", "BinaryActivation", "BinaryWeight", "DorefaActivation", "DorefaWeight",
-    "Format", "LbwWeight", "LearnedLevelsWeight", "QuantConv2d", "QuantLayer", "QuantLinear", "Quantized",
-    "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input", "quantized_weight",
+    "Format", "HeldWeight", "LbwWeight", "LearnedLevelsWeight", "QuantConv2d", "QuantLayer", "QuantLinear",
+    "Quantized", "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input", "quantized_weight",
 ]  # fmt: skip

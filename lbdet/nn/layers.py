@@ -6,6 +6,8 @@ torchvision's, and at full precision the output is the original's bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +17,37 @@ from torch.nn import functional as F
 from lbdet.nn.activations import ActivationQuantizer, UniformActivation
 from lbdet.nn.weights import WeightQuantizer
 from lbdet.precision import FLOAT, Precision
+
+
+@dataclass(frozen=True)
+class HeldWeight:
+    """A quantized weight, and what it was made of. It serves until that is replaced or changed in place;
+    only what is written through `.data`, which torch does not count, goes unseen.
+    """
+
+    values: Tensor
+    precision: Precision
+    made_of: Sequence[Tensor]
+    versions: Sequence[object]
+
+    @classmethod
+    def of(cls, layer: QuantLayer) -> HeldWeight:
+        """Quantize the weight of a layer at its precision, without a gradient."""
+        made_of = _made_of(layer)
+        with torch.no_grad():
+            values = quantized_weight(layer)
+        return cls(values, layer.precision, made_of, [_version(tensor) for tensor in made_of])
+
+    def serves(self, layer: QuantLayer) -> bool:
+        """Whether the layer would get the same now. A gradient needs a new one."""
+        if torch.is_grad_enabled() or layer.precision != self.precision:
+            return False
+        now = _made_of(layer)
+        return (
+            len(now) == len(self.made_of)
+            and all(tensor is known for tensor, known in zip(now, self.made_of, strict=True))
+            and [_version(tensor) for tensor in now] == self.versions
+        )
 
 
 class QuantConv2d(nn.Conv2d):
@@ -28,8 +61,8 @@ class QuantConv2d(nn.Conv2d):
     precision: Precision
     scheduled: bool
     """whether a plan may change `precision`; an override with a width of its own says no"""
-    held_weight: Tensor | None = None
-    """the quantized weight while it is known not to change, see `lbdet.convert.hold_weights`"""
+    held_weight: HeldWeight | None = None
+    """see `lbdet.convert.hold_weights`"""
     channel_dim = -3
     """of the input"""
 
@@ -63,7 +96,7 @@ class QuantLinear(nn.Linear):
     activation_quantizer: ActivationQuantizer
     precision: Precision
     scheduled: bool
-    held_weight: Tensor | None = None
+    held_weight: HeldWeight | None = None
     channel_dim = -1
 
     @classmethod
@@ -93,8 +126,8 @@ def quantized_weight(layer: QuantLayer) -> Tensor:
     """Return the weight that the layer computes with now:
     the float parameter itself, or its fake-quantized values.
     """
-    if layer.held_weight is not None:
-        return layer.held_weight
+    if layer.held_weight is not None and layer.held_weight.serves(layer):
+        return layer.held_weight.values
     bits = layer.precision.weight_bits
     return layer.weight if bits is None else layer.weight_quantizer(layer.weight, bits)
 
@@ -107,6 +140,17 @@ def quantized_input(layer: QuantLayer, input: Tensor) -> Tensor:
     """
     bits = layer.precision.act_bits
     return input if bits is None else layer.activation_quantizer(input, bits, layer.channel_dim)
+
+
+def _made_of(layer: QuantLayer) -> list[Tensor]:
+    """Return the tensors that a quantized weight depends on."""
+    quantizer = layer.weight_quantizer
+    return [layer.weight, *quantizer.parameters(), *quantizer.buffers()]
+
+
+def _version(tensor: Tensor) -> object:
+    """Return what is another after each change in place; of an inference tensor that is not counted."""
+    return object() if tensor.is_inference() else tensor._version
 
 
 def _adopt(
