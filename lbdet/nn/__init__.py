@@ -48,5 +48,6 @@ FORMATS: dict[str, Format] = {
 __all__ = [
     "FORMATS", "ActivationQuantizer", "BinaryActivation", "BinaryWeight", "DorefaActivation", "DorefaWeight",
     "Format", "HeldWeight", "LbwWeight", "LearnedLevelsWeight", "QuantConv2d", "QuantLayer", "QuantLinear",
-    "Quantized", "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input", "quantized_weight",
+    "Quantized", "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input",
+    "quantized_weight",
 ]  # fmt: skip
