@@ -11,7 +11,7 @@ from fuzz.guards import in_time
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import lbdet.build as build_module
+import lbdet.build.task as build_task_module
 from lbdet.build import (
     build,
     build_settings,
@@ -224,7 +224,7 @@ def test_batch_norm_of_single_images_is_refused(config, model, batch_norm, refus
 )
 def test_what_several_processes_cannot_share_is_told(settings, processes, message, config, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    monkeypatch.setattr(build_module, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(build_task_module, "device", lambda: torch.device("cpu"))
     loaded = load_config(config, settings)
     if message is None:
         check_processes(loaded, 12)

@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal asked to stop; the checkpoint is written."""
+    """A signal asked to stop; the checkpoint is written. The message tells how to go on."""
 
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"interrupted at step {step}, saved; continue with --resume")
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
         self.signum = signum
 
 

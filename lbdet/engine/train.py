@@ -145,7 +145,7 @@ def train(
                 run.save_checkpoint(_state(networks, average, done, total))
             if signum:
                 distributed.largest(0)  # none leaves before the checkpoint is written
-                raise Interrupted(signum, done)
+                raise Interrupted(signum, f"interrupted at step {done}, saved; continue with --resume")
 
     if average is not None:
         model.load_state_dict(average)

@@ -26,8 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbdet.errors import NumericsError
-from lbdet.quant.rows import as_rows, per_row
+from lbdet.quant.rows import as_rows, check_finite, per_row
 from lbdet.quant.ste import straight_through
 
 MIN_BITS = MAX_BITS = 1
@@ -83,8 +82,7 @@ def quantize(weight: Tensor, granularity: str = "per_channel") -> BinaryTensor:
         NumericsError: the weight has values that are not finite.
     """
     scale = as_rows(weight.detach(), granularity).abs().mean(-1, dtype=torch.float64).float()
-    if not bool(torch.isfinite(scale).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(scale)
     codes = torch.where(weight >= 0, 1, -1).to(torch.int8)
     return BinaryTensor(codes, scale if granularity == "per_channel" else scale[0])
 

@@ -33,8 +33,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lbdet.errors import NumericsError
 from lbdet.quant import native
+from lbdet.quant.rows import check_finite
 from lbdet.quant.ste import straight_through, sum_to_shape, where_at_least, where_inside
 
 MIN_BITS, MAX_BITS = 1, 8
@@ -179,8 +179,7 @@ def _steps(bits: int) -> int:
 
 def _tanh(weight: Tensor) -> Tensor:
     """Return tanh(w) in float32 or float64; checked before, as tanh hides infinity."""
-    if not bool(torch.isfinite(weight).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(weight)
     return _at_least_float32(weight).tanh()
 
 

@@ -43,10 +43,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lbdet.errors import NumericsError
 from lbdet.quant import native
 from lbdet.quant.pow2 import exponent, nearest_pow2, pow2
-from lbdet.quant.rows import as_rows, check_granularity, per_row
+from lbdet.quant.rows import as_rows, check_finite, check_granularity, per_row
 from lbdet.quant.ste import straight_through
 
 MIN_BITS, MAX_BITS = 2, 6
@@ -202,8 +201,7 @@ def _solve(weight: Tensor, n: int, ratio: float, granularity: str) -> tuple[Tens
     """
     rows = as_rows(weight, granularity).float()
     largest = rows.abs().amax(-1, keepdim=True)
-    if not bool(torch.isfinite(largest).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(largest)
     shift = torch.frexp(largest)[1].clamp(-126, 126)
     magnitude = rows.abs().mul_(pow2(-shift))
     if ratio > 0:

@@ -43,7 +43,7 @@ from torch.nn.functional import pad
 
 from lbdet.errors import NumericsError
 from lbdet.quant import native
-from lbdet.quant.rows import as_rows, per_row
+from lbdet.quant.rows import as_rows, check_finite, per_row
 
 MIN_BITS, MAX_BITS = 1, 8
 _MAX_KNOTS = 1 << 16  # weights of a row that its start looks at
@@ -103,8 +103,7 @@ def lloyd_max(
     """
     k = _number_of_levels(bits)
     rows = as_rows(weight.detach(), granularity).float()
-    if not bool(torch.isfinite(torch.stack(rows.aminmax())).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(rows)
     return mirror(_lloyd(rows.abs(), k // 2, iterations)) if symmetric else _lloyd(rows, k, iterations)
 
 

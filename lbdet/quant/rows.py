@@ -1,8 +1,11 @@
-"""Granularity as a view: a weight becomes rows that each have one scale."""
+"""Granularity as a view: a weight becomes rows that each have one scale. What all formats refuse in them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from lbdet.errors import NumericsError
 
 GRANULARITIES = ("per_tensor", "per_channel")
 
@@ -32,3 +35,13 @@ def per_row(scale: Tensor, ndim: int) -> Tensor:
     against a weight `[C, ...]` with `ndim` dimensions.
     """
     return scale if scale.ndim == 0 else scale.view(-1, *[1] * (ndim - 1))
+
+
+def check_finite(weight: Tensor) -> None:
+    """Refuse a weight (or the extremes of one) with NaN or infinity.
+
+    Raises:
+        NumericsError: the weight has values that are not finite.
+    """
+    if weight.numel() and not bool(torch.isfinite(torch.stack(weight.aminmax())).all()):
+        raise NumericsError("a weight has values that are not finite")

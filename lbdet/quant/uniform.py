@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from lbdet.errors import NumericsError
 from lbdet.quant import native
-from lbdet.quant.rows import as_rows, per_row
+from lbdet.quant.rows import as_rows, check_finite, per_row
 from lbdet.quant.ste import sum_to_shape, where_inside
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -167,8 +167,7 @@ def quantize(
         NumericsError: the weight has values that are not finite, or a scale is not positive and finite.
     """
     low, high = code_range(bits, symmetric)
-    if not bool(torch.isfinite(weight).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(weight)
     if not bool(((scale > 0) & torch.isfinite(scale)).all()):
         raise NumericsError("a scale is not positive and finite")
     scale, zero_point = scale.detach().to(torch.float32, copy=True), zero_point.to(torch.int32, copy=True)
@@ -327,8 +326,7 @@ def _clamp_(x: Tensor, low: int | Tensor, high: int | Tensor) -> Tensor:
 def _needed_range(rows: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Return the ends of the range in which all of a row lies, float64 `[R, 1]` each."""
     lower, upper = (end.double() for end in torch.aminmax(rows, dim=-1, keepdim=True))
-    if not bool(torch.isfinite(upper - lower).all()):
-        raise NumericsError("a weight has values that are not finite")
+    check_finite(upper - lower)
     largest = torch.maximum(-lower, upper)
     return (-largest, largest) if symmetric else (lower, upper)
 

@@ -16,9 +16,9 @@ from lbdet.errors import UserError
 from lbdet.files import write_text
 from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
-from lbdet.sweep.run import LATENCY, PACKED, Sweep, is_measured
+from lbdet.sweep.facts import BYTES_KIND, facts, is_measured
+from lbdet.sweep.run import Sweep, one_line
 
-BYTES_KIND = "packed files, batch norm folded"
 COLUMNS = (
     "series", "precision", "ratio", "seed", "metric", "bytes", "bits_per_weight", "zeros", "squared_error",
     "latency_ms", "steps", "state", "error",
@@ -123,34 +123,10 @@ def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None], tool: 
         "act_bits": cell.precision.act_bits, "seed": cell.seed, "ratio": cell.ratio,
         "state": state, "error": problem, "command": sweep.command_of(cell, tool),
     }  # fmt: skip
-    return record | (_results(sweep, cell) if state == "done" else {})
-
-
-def _results(sweep: Sweep, cell: Cell) -> dict[str, Any]:
-    folder, names = sweep.run(cell).path, ("metrics.json", "coverage.json", LATENCY)
-    metrics, layers, latency = (read_json(folder / name) for name in names)
     try:
-        return _facts(metrics, layers, latency, (folder / PACKED).stat().st_size)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OSError):
-        raise UserError(
-            f"{folder}: {', '.join(names)} and {PACKED} must be as a sweep leaves them, got something else; "
-            "remove the folder to run the cell again"
-        ) from None
-
-
-def _facts(metrics: Any, layers: Any, latency: Any, size: int) -> dict[str, Any]:
-    weights = sum(layer["weights"] for layer in layers)
-    quantized = [layer for layer in layers if layer["bits"] is not None]
-    codes = sum(layer["weights"] for layer in quantized)
-    return {
-        "metrics": metrics,
-        "bytes": size, "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
-        "bits_per_weight": sum(layer["stored_bits"] for layer in layers) / weights,
-        "zeros": sum(layer["zeros"] * layer["weights"] for layer in quantized) / codes if codes else 0.0,
-        "squared_error":
-            sum(layer["squared_error"] for layer in quantized) / len(quantized) if quantized else 0.0,
-        "latency_ms": latency["ms"],
-    }  # fmt: skip
+        return record | (facts(run) if state == "done" else {})
+    except UserError as error:  # damaged, or of another version
+        return record | {"state": "failed", "error": one_line(error)}
 
 
 def _point_key(record: Mapping[str, Any]) -> tuple[str, str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
 from lbdet.sweep.cells import Cell
@@ -26,8 +28,8 @@ def local(sweep: Sweep, cells: Sequence[Cell]) -> Iterator[tuple[Cell, str | Non
 def ray(sweep: Sweep, cells: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]]:
     """Run the cells on a Ray cluster: that of RAY_ADDRESS, or one started on this machine.
 
-    A cell takes as many cores as the machine has that starts the sweep, so that its results are those of
-    `local`, and a GPU where the cluster has one. Code, data and the sweep's folder must have the same paths
+    A cell takes as many cores as torch has threads in this process, so that its results are those of `local`,
+    and a GPU where the cluster has one. Code, data and the sweep's folder must have the same paths
     on every machine.
 
     Raises:
@@ -38,7 +40,7 @@ def ray(sweep: Sweep, cells: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]
     except ImportError:
         raise UserError("--engine: ray is not installed; pip install 'lbdet[ray]'") from None
     cluster.init(ignore_reinit_error=True, log_to_driver=False)
-    needs: dict[str, Any] = {"num_cpus": os.cpu_count()}
+    needs: dict[str, Any] = {"num_cpus": torch.get_num_threads()}
     if cluster.cluster_resources().get("GPU"):
         needs["num_gpus"] = 1
     remote = cluster.remote(**needs)(_remote_cell)

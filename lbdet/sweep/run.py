@@ -13,11 +13,11 @@ from lbdet.config import Config, load_config
 from lbdet.deploy.certify import describe, pack
 from lbdet.engine.latency import latency_ms
 from lbdet.engine.run_folder import RunFolder
+from lbdet.engine.signals import Interrupted
 from lbdet.errors import NumericsError, UserError
 from lbdet.experiment import train_run
 from lbdet.sweep.cells import Cell
-
-PACKED, LATENCY = "model.lbw", "latency.json"
+from lbdet.sweep.facts import LATENCY, PACKED, facts, is_measured
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,22 @@ def run_cell(sweep: Sweep, cell: Cell) -> str | None:
     try:
         train_run(sweep.config_of(cell), run, resume=True)
         _measure(run, cell)
+        facts(run)
     except (UserError, NumericsError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
+    except Interrupted as error:
+        raise Interrupted(
+            error.signum, f"{cell.name}: interrupted, saved; the same command goes on"
+        ) from None
     except Exception as error:  # a bug must not stop the other cells
         traceback.print_exc()
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"{type(error).__name__}: {one_line(error)[:200]}"
     return None
 
 
-def is_measured(run: RunFolder) -> bool:
-    """Return whether a cell has all that a sweep tells of it; the latency is written last."""
-    return run.finished and (run.path / LATENCY).exists()
+def one_line(error: Exception) -> str:
+    """Return what an error says without line breaks."""
+    return " ".join(str(error).split())
 
 
 def _measure(run: RunFolder, cell: Cell) -> None:

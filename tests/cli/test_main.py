@@ -8,6 +8,8 @@ from lbdet.cli import VERBS, exit_code, main
 from lbdet.engine.train import Interrupted
 from lbdet.errors import NumericsError, UserError, closest
 
+SAVED = "interrupted at step 7, saved; continue with --resume"
+
 
 def fail(error: BaseException):
     def command() -> None:
@@ -21,8 +23,8 @@ def fail(error: BaseException):
     [
         (UserError("here: rule, got this"), 2, "error: here: rule, got this\n"),
         (NumericsError("step 1: loss is nan"), 3, "error: step 1: loss is nan\n"),
-        (Interrupted(15, 7), 143, "interrupted at step 7, saved; continue with --resume\n"),
-        (Interrupted(2, 7), 130, "interrupted at step 7, saved; continue with --resume\n"),
+        (Interrupted(15, SAVED), 143, f"{SAVED}\n"),
+        (Interrupted(2, SAVED), 130, f"{SAVED}\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )

@@ -17,6 +17,8 @@ import pytest
 from lbdet.cli import sweep_bits
 from lbdet.deploy import load
 from lbdet.engine import train as loop
+from lbdet.engine.signals import Interrupted
+from lbdet.sweep import run as one_cell
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,6 +141,19 @@ def test_a_full_disk_is_one_line(config, tmp_path, capsys):
     assert "error: --output" in capsys.readouterr().err
 
 
+def test_a_signal_stops_the_sweep_and_not_only_its_cell(config, tmp_path, capsys, monkeypatch):
+    begun = []
+
+    def interrupted(config, run, resume):
+        begun.append(run.path.name)
+        raise Interrupted(signal.SIGTERM, "interrupted at step 7, saved; continue with --resume")
+
+    monkeypatch.setattr(one_cell, "train_run", interrupted)
+    assert sweep(config, tmp_path / "sweep", "--precisions", "W4", "W2", "--mode", "qat") == 143
+    assert begun == ["float_seed0"]
+    assert capsys.readouterr().err == "float_seed0: interrupted, saved; the same command goes on\n"
+
+
 @pytest.mark.slow
 def test_a_sweep_killed_at_any_moment_ends_with_the_same_metrics(config, tmp_path):
     arguments = [
@@ -154,10 +169,15 @@ def test_a_sweep_killed_at_any_moment_ends_with_the_same_metrics(config, tmp_pat
         )
 
     assert start(whole).wait(300) == 0
-    for seconds in (8, 11, 14, 17):
+    for seconds, signum in (
+        (8, signal.SIGKILL),
+        (11, signal.SIGTERM),
+        (14, signal.SIGINT),
+        (17, signal.SIGKILL),
+    ):
         process = start(parts)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(signum)
         process.wait()
     assert start(parts).wait(300) == 0
     assert results(parts) == results(whole)

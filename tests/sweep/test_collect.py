@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from lbdet.config import dump_config
 from lbdet.errors import UserError
 from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.collect import collect, known_cells, markdown, summarize
-from lbdet.sweep.run import Sweep
+from lbdet.sweep.run import Sweep, run_cell
 
 
 def record(series: str, precision: str, seed: int, value: float | None, ratio: float | None = None, **other):
@@ -109,13 +112,27 @@ def test_a_record_tells_what_the_files_of_its_cell_tell(cell: tuple[Sweep, Cell]
         (b"[[]]", "must be as a sweep leaves them"),
     ],
 )
-def test_a_damaged_file_of_a_cell_is_told_in_one_line(
+def test_a_cell_with_a_damaged_file_has_failed_and_the_others_have_not(
     cell: tuple[Sweep, Cell], name: str, content: bytes, message: str
 ) -> None:
-    (cell[0].run(cell[1]).path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as error:
-        collect(cell[0], [cell[1]], {}, "")
-    assert len(str(error.value).splitlines()) == 1
+    sweep, good = cell
+    bad = Cell("qat", Precision(3), 0)
+    shutil.copytree(sweep.run(good).path, sweep.run(bad).path)
+    (sweep.run(bad).path / name).write_bytes(content)
+    first, second = collect(sweep, [good, bad], {}, "")["cells"]
+    assert (first["state"], second["state"]) == ("done", "failed")
+    assert re.search(message, second["error"])
+    assert len(second["error"].splitlines()) == 1
+
+
+def test_a_cell_that_is_there_already_is_looked_at(cell: tuple[Sweep, Cell]) -> None:
+    sweep, known = cell
+    run = sweep.run(known)
+    run.start(dump_config(sweep.config_of(known)))
+    (run.path / "model.safetensors").touch()
+    assert run_cell(sweep, known) is None
+    (run.path / "coverage.json").write_text("[]")
+    assert "remove the folder to run the cell again" in str(run_cell(sweep, known))
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"cells": 3}'])
