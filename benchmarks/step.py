@@ -189,11 +189,11 @@ def make_inputs(case: Case) -> tuple[Any, Any]:
     return list(images), [{"boxes": each, "labels": torch.tensor([1, 2, 3, 4])} for each in boxes]
 
 
-def training_step(case: Case, contender: Contender) -> Callable[[], None]:
+def training_step(case: Case, contender: Contender, layout: torch.memory_format) -> Callable[[], None]:
     """Build a model and return what does one step of its training."""
     torch.manual_seed(0)
     images, targets = make_inputs(case)
-    model = contender.convert(case.build(), images).train()
+    model = contender.convert(case.build(), images).train().to(memory_format=layout)
     optimizer = contender.optimizer(model)
 
     def step() -> None:
@@ -221,11 +221,13 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[str, float]]:
+def measure(
+    case: Case, names: Sequence[str], repeats: int, layout: torch.memory_format
+) -> dict[str, dict[str, float]]:
     """Return the median step time and the median, least and largest ratio to float of each contender."""
-    steps = {"float": training_step(case, FLOAT)}
+    steps = {"float": training_step(case, FLOAT, layout)}
     for name in names:
-        steps[name] = training_step(case, CONTENDERS[name])
+        steps[name] = training_step(case, CONTENDERS[name], layout)
     for _ in range(2):  # memory is allocated, Brevitas finds its ranges
         for step in steps.values():
             step()
@@ -243,19 +245,21 @@ def measure(case: Case, names: Sequence[str], repeats: int) -> dict[str, dict[st
     return found
 
 
-def peak_megabytes(model: str, names: Sequence[str], threads: int) -> dict[str, float]:
+def peak_megabytes(
+    model: str, names: Sequence[str], threads: int, layout: torch.memory_format
+) -> dict[str, float]:
     """Return the most memory that three steps need, each contender in a process of its own."""
     found = {}
     for name in ("float", *names):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[name] = pool.apply(_peak_after_three_steps, (model, name, threads)) / 1e6
+            found[name] = pool.apply(_peak_after_three_steps, (model, name, threads, layout)) / 1e6
     return found
 
 
-def _peak_after_three_steps(model: str, name: str, threads: int) -> int:
+def _peak_after_three_steps(model: str, name: str, threads: int, layout: torch.memory_format) -> int:
     torch.set_num_threads(threads)
     keep_freed_memory()
-    step = training_step(CASES[model], FLOAT if name == "float" else CONTENDERS[name])
+    step = training_step(CASES[model], FLOAT if name == "float" else CONTENDERS[name], layout)
     for _ in range(3):
         step()
     return peak_memory()
@@ -279,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--repeats", type=int, default=7, help="turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
+    parser.add_argument("--channels-last", action="store_true", help="as lbdet trains; faster on most CPUs")
     parser.add_argument("--output", type=Path, metavar="JSON")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
@@ -286,14 +291,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()  # as training does
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     names = installed(options.formats)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {options.repeats} turns")
     print("model              format          step [ms]  ratio   lowest..highest  peak [MB]")
     results: dict[str, Any] = {}
     for model in options.models:
-        results[model] = measure(CASES[model], names, options.repeats)
+        results[model] = measure(CASES[model], names, options.repeats, layout)
         gc.collect()
-        peaks = peak_megabytes(model, names, torch.get_num_threads())
+        peaks = peak_megabytes(model, names, torch.get_num_threads(), layout)
         for name, row in results[model].items():
             row["peak_megabytes"] = peaks[name]
             spread = f"{row['lowest']:.3f}..{row['highest']:.3f}"
