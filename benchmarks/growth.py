@@ -26,7 +26,6 @@ import io
 import json
 import math
 import multiprocessing
-import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +44,7 @@ from torchvision.models.detection.ssd import SSD
 import lbdet
 from lbdet.cli import sweep_bits
 from lbdet.data.shapes import render_shapes
+from lbdet.deploy.benchmark_worker import peak_memory
 from lbdet.metrics import coco_ap
 from lbdet.metrics.boxes import Sample
 from lbdet.metrics.voc import average_precision, match
@@ -195,17 +195,10 @@ def serve(point: Point, connection: Connection) -> None:
             start = time.perf_counter()
             work()
             connection.send(time.perf_counter() - start)
-    connection.send(peak_megabytes())
+    connection.send(peak_memory() / 1e6)
 
 
-def peak_megabytes() -> float | None:
-    """Return the most memory that this process has had, where the system tells."""
-    status = Path("/proc/self/status")  # getrusage's maximum begins with that of the parent
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1e3 if found else None
-
-
-def measure(points: Sequence[Point], repeats: int) -> tuple[list[list[float]], list[float | None]]:
+def measure(points: Sequence[Point], repeats: int) -> tuple[list[list[float]], list[float]]:
     """Return the seconds of all points in each turn, and their peak megabytes."""
     context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:  # closes all ends, so that every process stops if one fails
@@ -276,8 +269,7 @@ def text(row: Mapping[str, Any]) -> str:
     """Return a line of the table."""
     grows = f"{row['grows']} {row[row['grows']]}"
     exponent = "" if row["exponent"] is None else f"{row['exponent']:.2f}"
-    peak = "" if row["peak_mb"] is None else f"{row['peak_mb']:.0f}"
-    measured = f"{row['seconds']:8.3f}  {row['ratio']:6.2f}  {exponent:>8}  {peak:>9}"
+    measured = f"{row['seconds']:8.3f}  {row['ratio']:6.2f}  {exponent:>8}  {row['peak_mb']:9.0f}"
     return f"{row['kind']:6}  {row['model'][:8]:8}  {grows:13}  {measured}"
 
 

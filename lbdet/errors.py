@@ -41,6 +41,15 @@ def one_line(text: str, limit: int = 400) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
+def joined(error: object) -> str:
+    """Return what a library's error says, its lines joined.
+
+    >>> joined(ValueError("two\\n  lines"))
+    'two lines'
+    """
+    return " ".join(str(error).split())
+
+
 def short(value: object) -> str:
     """Return a foreign value as messages show it, in one line of at most 60 characters."""
     try:

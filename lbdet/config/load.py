@@ -14,7 +14,7 @@ from lbdet.config.schedule import ConstantConfig
 from lbdet.config.schema import Config
 from lbdet.config.sentences import sentence
 from lbdet.data.files import read_text, reason
-from lbdet.errors import UserError, one_line, short
+from lbdet.errors import UserError, joined, one_line, short
 from lbdet.precision import Precision
 
 MAX_CONFIG = 1 << 18
@@ -116,7 +116,7 @@ def _yaml_problem(error: Exception) -> str:
         place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
         words = [error.context or "", error.problem] if error.problem.startswith("but ") else [error.problem]
         return f"{place}: {one_line(', '.join(words))}"
-    return f"is not YAML: {one_line(' '.join(str(error).split()))}"
+    return f"is not YAML: {one_line(joined(error))}"
 
 
 def _set(tree: dict[str, Any], setting: str) -> None:

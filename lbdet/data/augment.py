@@ -25,7 +25,7 @@ import yaml
 from albumentations.core.transforms_interface import BaseTransformInitSchema
 from albumentations.core.type_definitions import Targets
 
-from lbdet.errors import UserError, closest
+from lbdet.errors import UserError, closest, joined
 
 MEAN_COLOUR = (124, 116, 104)
 """ImageNet's mean RGB: what detectors see as nothing."""
@@ -241,7 +241,7 @@ def build_augmentation(name_or_path: str, image_size: int = 224) -> Augmentation
             rules = {key: value for key, value in rules.items() if key not in ("format", "label_fields")}
             augmentation = _augmentation(name_or_path, [A.from_dict(content)], rules)
     except Exception as error:  # KeyError, TypeError, pydantic's, ...: whatever the content provokes
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = joined(f"{type(error).__name__}: {error}")
         raise UserError(
             f"{name_or_path}: must be a pipeline that albumentations.save wrote, got {reason}"
         ) from error

@@ -40,7 +40,7 @@ from lbdet.engine.settings import TrainSettings
 from lbdet.engine.signals import Interrupted, noted_signals
 from lbdet.engine.task import Task
 from lbdet.engine.tensorboard import scalars
-from lbdet.errors import NumericsError, UserError
+from lbdet.errors import NumericsError, UserError, joined
 from lbdet.guidance import Guidance
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
 from lbdet.precision import Plan
@@ -287,7 +287,7 @@ def _resume(
         for name, value in (average or {}).items():
             value.copy_(state["average"][name])
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = joined(error)[:200]
         raise UserError(
             f"{run.checkpoint}: is a checkpoint of another model or optimizer: {reason}"
         ) from None

@@ -12,12 +12,12 @@ from typing import Any
 
 from lbdet.build import build_task, is_classification
 from lbdet.data.files import read_json
-from lbdet.errors import UserError
+from lbdet.errors import UserError, joined
 from lbdet.files import write_text
 from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.facts import BYTES_KIND, facts, is_measured
-from lbdet.sweep.run import Sweep, one_line
+from lbdet.sweep.run import Sweep
 
 COLUMNS = (
     "series", "precision", "ratio", "seed", "metric", "bytes", "bits_per_weight", "zeros", "squared_error",
@@ -126,7 +126,7 @@ def _record(sweep: Sweep, cell: Cell, problems: Mapping[str, str | None], tool: 
     try:
         return record | (facts(run) if state == "done" else {})
     except UserError as error:  # damaged, or of another version
-        return record | {"state": "failed", "error": one_line(error)}
+        return record | {"state": "failed", "error": joined(error)}
 
 
 def _point_key(record: Mapping[str, Any]) -> tuple[str, str, float]:

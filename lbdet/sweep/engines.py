@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lbdet.engine.progress import say
-from lbdet.errors import UserError
+from lbdet.errors import UserError, joined
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.run import Sweep, run_cell
 
@@ -29,8 +29,8 @@ def ray(sweep: Sweep, cells: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]
     """Run the cells on a Ray cluster: that of RAY_ADDRESS, or one started on this machine.
 
     A cell takes as many cores as torch has threads in this process, so that its results are those of `local`,
-    and a GPU where the cluster has one. Code, data and the sweep's folder must have the same paths
-    on every machine.
+    and a GPU where the cluster has one. Code, data and the sweep's folder must have the same paths on every
+    machine.
 
     Raises:
         UserError: Ray is not installed.
@@ -51,7 +51,7 @@ def ray(sweep: Sweep, cells: Sequence[Cell]) -> Iterator[tuple[Cell, str | None]
         try:
             problem = cluster.get(done)
         except cluster.exceptions.RayError as error:
-            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            problem = f"{type(error).__name__}: {joined(error)[:200]}"
         say(f"{cell.name}: {problem or 'done'}")
         yield cell, problem
 

@@ -14,7 +14,7 @@ from lbdet.deploy.certify import describe, pack
 from lbdet.engine.latency import latency_ms
 from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.signals import Interrupted
-from lbdet.errors import NumericsError, UserError
+from lbdet.errors import NumericsError, UserError, joined
 from lbdet.experiment import train_run
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.facts import LATENCY, PACKED, facts, is_measured
@@ -73,20 +73,15 @@ def run_cell(sweep: Sweep, cell: Cell) -> str | None:
         _measure(run, cell)
         facts(run)
     except (UserError, NumericsError) as error:
-        return one_line(error)
+        return joined(error)
     except Interrupted as error:
         raise Interrupted(
             error.signum, f"{cell.name}: interrupted, saved; the same command goes on"
         ) from None
     except Exception as error:  # a bug must not stop the other cells
         traceback.print_exc()
-        return f"{type(error).__name__}: {one_line(error)[:200]}"
+        return f"{type(error).__name__}: {joined(error)[:200]}"
     return None
-
-
-def one_line(error: Exception) -> str:
-    """Return what an error says without line breaks."""
-    return " ".join(str(error).split())
 
 
 def _measure(run: RunFolder, cell: Cell) -> None:
