@@ -12,6 +12,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from lbdet.data.records import DetectionData, ImageRecord
 from lbdet.errors import UserError
 
 Target = dict[str, Tensor]
+SECONDS_TO_BE_SEEN_DEAD = 5
 
 
 class TrainItems(Protocol):
@@ -200,12 +202,20 @@ def _load(
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),  # or iter() draws from the global one
     )
-    for packed in loader:
+    for packed in _received(loader):
         items = pickle.loads(packed.numpy())
         for item in items:
             if isinstance(item, UserError):
                 raise item
         yield items
+
+
+def _received(loader: DataLoader) -> Iterator[Tensor]:
+    try:
+        yield from loader
+    except (EOFError, ConnectionError) as error:  # a killed worker closes its files before it is seen dead
+        time.sleep(SECONDS_TO_BE_SEEN_DEAD)  # torch's handler of SIGCHLD raises in here
+        raise RuntimeError("DataLoader worker is gone") from error
 
 
 def _pack(items: list[Any]) -> Tensor:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+from lbdet.data import loader
 from lbdet.data.augment import build_augmentation
 from lbdet.data.loader import EvalSet, TrainSet, epoch_batches, eval_batches, steps_per_epoch, train_batches
 from lbdet.data.records import DetectionData, ImageRecord
@@ -200,6 +202,19 @@ def test_a_worker_outlives_a_schedulers_sigterm_but_not_that_of_the_main_process
     worker.terminate()  # as Python does at exit, where it then waits without end
     worker.join(10)
     assert worker.exitcode == 0
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError])
+def test_a_connection_that_breaks_before_its_worker_is_seen_dead_is_told_as_a_dead_worker(
+    data, monkeypatch, error
+):
+    def broken(loader):
+        raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", broken)
+    monkeypatch.setattr(loader, "SECONDS_TO_BE_SEEN_DEAD", 0)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(eval_batches(EvalSet(data), 1, workers=1))
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(data, train_set):
