@@ -33,7 +33,7 @@ import torchvision
 from torch import Tensor, nn
 
 import lbdet
-from lbdet.convert import ActivationFormat, WeightFormat
+from lbdet.convert import ActivationFormat, WeightFormat, hold_weights
 from lbdet.convert.layers import settle
 from lbdet.deploy.benchmark_worker import peak_memory
 from lbdet.engine.memory import keep_freed_memory
@@ -211,7 +211,8 @@ def sum_of_losses(model: nn.Module, images: Any, targets: Any) -> Tensor:
     """Return the loss of a detector or a classifier."""
     if isinstance(targets, Tensor):
         return nn.functional.cross_entropy(model(images), targets)
-    return torch.stack(list(model(images, targets).values())).sum()
+    with hold_weights(model):  # as `lbdet.engine.task` does
+        return torch.stack(list(model(images, targets).values())).sum()
 
 
 def seconds(work: Callable[[], None]) -> float:

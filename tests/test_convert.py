@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -475,6 +476,33 @@ def test_held_weights_do_not_hide_a_gradient():
     with hold_weights(model):
         model(torch.rand(1, 3, 8, 8)).sum().backward()
     assert model[0].weight.grad.abs().sum() > 0
+
+
+def test_a_layer_used_several_times_in_a_held_pass_is_quantized_once_with_the_same_gradient(monkeypatch):
+    x, calls, gradients = [torch.rand(1, 3, size, size) for size in (9, 7, 5)], [], []
+    forward = UniformWeight.forward
+    monkeypatch.setattr(UniformWeight, "forward", lambda *a: (calls.append(1), forward(*a))[1])
+    for hold in (lambda model: nullcontext(), hold_weights):
+        model = small("W2", "uniform")
+        calls.clear()
+        with hold(model):
+            torch.stack([model(values).square().mean() for values in x]).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert len(calls) == 2
+    for plain, held in zip(*gradients, strict=True):
+        torch.testing.assert_close(held, plain, rtol=1e-5, atol=1e-7)
+
+
+def test_a_held_weight_with_a_gradient_is_not_stale_after_an_update():
+    model, x = small("W2", "uniform"), torch.rand(1, 3, 8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with hold_weights(model):
+        before = model(x)
+        before.sum().backward()
+        optimizer.step()
+        found = model(x)
+    assert torch.equal(found, model(x))
+    assert not torch.equal(found, before)
 
 
 def test_weights_are_not_held_after_an_error():

@@ -103,7 +103,8 @@ def settle(model: nn.Module) -> None:
 
 @contextmanager
 def hold_weights(model: nn.Module) -> Iterator[None]:
-    """Quantize all weights once, and not at every forward pass inside without gradients.
+    """Quantize all weights once, and not at each use inside: for forward passes without gradients, or
+    for one with them.
 
     One that changes meanwhile, or whose layer gets another width, is quantized anew (`lbdet.nn.HeldWeight`).
     """

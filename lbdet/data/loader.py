@@ -210,7 +210,7 @@ def _load(
         yield items
 
 
-def _received(loader: DataLoader) -> Iterator[Tensor]:
+def _received(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except (EOFError, ConnectionError) as error:  # a killed worker closes its files before it is seen dead

@@ -58,7 +58,8 @@ class DetectionTask:
     )
 
     def losses(self, model: nn.Module, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        return detection_losses(model, to_model(images, _device(model)), targets)
+        with hold_weights(model):  # heads that several feature maps share use their weights several times
+            return detection_losses(model, to_model(images, _device(model)), targets)
 
     def inputs(self, data: DetectionData, batch_size: int, device: torch.device) -> Iterator[list[Tensor]]:
         return image_batches(data, batch_size, 1, device)

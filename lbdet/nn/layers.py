@@ -22,25 +22,27 @@ from lbdet.precision import FLOAT, Precision
 @dataclass(frozen=True)
 class HeldWeight:
     """A quantized weight, and what it was made of. It serves until that is replaced or changed in place;
-    only what is written through `.data`, which torch does not count, goes unseen.
+    only what is written through `.data`, which torch does not count, goes unseen. One that carries a
+    gradient serves one backward pass.
     """
 
     values: Tensor
     precision: Precision
+    with_gradient: bool
     made_of: Sequence[Tensor]
     versions: Sequence[object]
 
     @classmethod
     def of(cls, layer: QuantLayer) -> HeldWeight:
-        """Quantize the weight of a layer at its precision, without a gradient."""
+        """Quantize the weight of a layer at its precision, with a gradient where gradients are on."""
         made_of = _made_of(layer)
-        with torch.no_grad():
-            values = quantized_weight(layer)
-        return cls(values, layer.precision, made_of, [_version(tensor) for tensor in made_of])
+        values = quantized_weight(layer)
+        versions = [_version(tensor) for tensor in made_of]
+        return cls(values, layer.precision, torch.is_grad_enabled(), made_of, versions)
 
     def serves(self, layer: QuantLayer) -> bool:
-        """Whether the layer would get the same now. A gradient needs a new one."""
-        if torch.is_grad_enabled() or layer.precision != self.precision:
+        """Whether the layer would get the same now."""
+        if torch.is_grad_enabled() != self.with_gradient or layer.precision != self.precision:
             return False
         now = _made_of(layer)
         return (
