@@ -7,7 +7,7 @@ One process holds a model in float and once more for each format: same weights, 
 fixed seed (random weights do, as no time depends on them). They take one step each in turn, so that a change
 of clock slows all of them; the ratio to the float step is taken within a turn, and its median over turns is
 printed. A step is forward, backward, SGD with momentum, and what the format does after an update. The peak
-memory is that of another process, which makes three steps of nothing else.
+memory is that of the tensors that a step has alive at the same time, beside those that outlive it.
 
 Brevitas (`brevitas`, `brevitas_w4a4`) and torchao's PARQ are measured in the same model where they are
 installed. They find their scales in other ways; compared is only the time.
@@ -19,11 +19,11 @@ import argparse
 import contextlib
 import gc
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,11 +31,11 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import lbdet
 from lbdet.convert import ActivationFormat, WeightFormat, hold_weights
 from lbdet.convert.layers import settle
-from lbdet.deploy.benchmark_worker import peak_memory
 from lbdet.engine.memory import keep_freed_memory
 from lbdet.models import build_detector
 from lbdet.models.detectors import set_image_size
@@ -246,24 +246,19 @@ def measure(
     return found
 
 
-def peak_megabytes(
-    model: str, names: Sequence[str], threads: int, layout: torch.memory_format
-) -> dict[str, float]:
-    """Return the most memory that three steps need, each contender in a process of its own."""
+def peak_megabytes(case: Case, names: Sequence[str], layout: torch.memory_format) -> dict[str, float]:
+    """Return the memory of the tensors that a step has alive at the same time, beside those that stay."""
     found = {}
     for name in ("float", *names):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[name] = pool.apply(_peak_after_three_steps, (model, name, threads, layout)) / 1e6
+        step = training_step(case, FLOAT if name == "float" else CONTENDERS[name], layout)
+        for _ in range(2):
+            step()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            step()
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        events.sort(key=lambda event: event.start_ns())
+        found[name] = max(accumulate(event.nbytes() for event in events)) / 1e6
     return found
-
-
-def _peak_after_three_steps(model: str, name: str, threads: int, layout: torch.memory_format) -> int:
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    step = training_step(CASES[model], FLOAT if name == "float" else CONTENDERS[name], layout)
-    for _ in range(3):
-        step()
-    return peak_memory()
 
 
 def installed(names: Sequence[str]) -> list[str]:
@@ -300,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for model in options.models:
         results[model] = measure(CASES[model], names, options.repeats, layout)
         gc.collect()
-        peaks = peak_megabytes(model, names, torch.get_num_threads(), layout)
+        peaks = peak_megabytes(CASES[model], names, layout)
         for name, row in results[model].items():
             row["peak_megabytes"] = peaks[name]
             spread = f"{row['lowest']:.3f}..{row['highest']:.3f}"
