@@ -116,40 +116,45 @@ def brevitas(**options: int) -> Contender:
     """Return Brevitas' layers: 4-bit weights of one scale a channel, without or with 4-bit inputs."""
 
     def convert(model: nn.Module, images: Any) -> nn.Module:
-        from brevitas.quant import Int8ActPerTensorFloat
+        from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
-        inputs = Int8ActPerTensorFloat if options else None
-        for parent in list(model.modules()):
-            for name, layer in list(parent._modules.items()):
-                if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                    setattr(parent, name, brevitas_twin(layer, input_quant=inputs, **options))
+        weights = {"weight_quant": Int8WeightPerChannelFloat, "weight_bit_width": 4}
+        replace_layers(model, input_quant=Int8ActPerTensorFloat if options else None, **weights, **options)
         return model
 
     return Contender(convert, sgd, nothing, "brevitas")
 
 
-def brevitas_twin(layer: nn.Conv2d | nn.Linear, **options: Any) -> nn.Module:
-    """Return Brevitas' layer with the weights of ours."""
+def twin(layer: nn.Conv2d | nn.Linear, **options: Any) -> nn.Module:
+    """Return Brevitas' layer with the parameters of `layer`, copied."""
     from brevitas.nn import QuantConv2d, QuantLinear
-    from brevitas.quant import Int8WeightPerChannelFloat
 
-    options |= {
-        "bias": layer.bias is not None,
-        "weight_quant": Int8WeightPerChannelFloat,
-        "weight_bit_width": 4,
-    }
     shape: Any = layer
+    options |= {"bias": layer.bias is not None}
     if isinstance(layer, nn.Linear):
-        twin = QuantLinear(layer.in_features, layer.out_features, **options)
+        found = QuantLinear(layer.in_features, layer.out_features, **options)
     else:
-        twin = QuantConv2d(
+        found = QuantConv2d(
             shape.in_channels, shape.out_channels, shape.kernel_size, shape.stride, shape.padding,
             shape.dilation, shape.groups, **options,
         )  # fmt: skip
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            twin.get_parameter(name).copy_(parameter)
-    return twin
+            found.get_parameter(name).copy_(parameter)
+    return found
+
+
+def replace_layers(model: nn.Module, **options: Any) -> int:
+    """Put `twin`s into the place of all convolutions and linear layers; return their number."""
+    found = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
+    for parent, name, layer in found:
+        setattr(parent, name, twin(layer, **options))
+    return len(found)
 
 
 def parq_optimizer(model: nn.Module) -> Any:
