@@ -143,10 +143,10 @@ def measure(
         model.load_state_dict(start)
         _set(model, precision, own)
         if train is not None:
-            recalibrate(model, task, train, recalibrate_images)
             correct(model, task, train, correct_images)
             if uncalibrated(model):
-                calibrate(model, task, train, config.train.calibration_images)
+                calibrate(model, task, train, config.train.calibration_images, recalibrate_images > 0)
+            recalibrate(model, task, train, recalibrate_images)
         metrics, _ = task.evaluate(model, val, config.eval.batch_size)
         errors = [c.squared_error for c in coverage(model) if c.squared_error is not None]
         facts = {

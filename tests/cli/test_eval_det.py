@@ -98,6 +98,11 @@ def test_precisions_do_not_depend_on_their_order(measure, finished_run, recalibr
     assert errors[1] == 0 < errors[2] < errors[0]
 
 
+def test_recalibration_measures_statistics_behind_inputs_that_are_quantized(measure, finished_run):
+    wide, narrow = measure("--run", finished_run, "--precision", "W6A8", "W6A2", "--recalibrate-bn", 12)
+    assert {key: wide[key] for key in SCORES} != {key: narrow[key] for key in SCORES}
+
+
 def test_recalibration_changes_the_detections_and_not_the_run(measure, finished_run):
     before = (finished_run / "model.safetensors").read_bytes()
     plain, recalibrated = (
