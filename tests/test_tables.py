@@ -48,7 +48,13 @@ def test_one_seed_has_no_range(results: Path) -> None:
 
 def test_a_row_without_a_file_is_an_error(results: Path) -> None:
     with pytest.raises(SystemExit, match="'runs/b\\*' matches no file"):
-        tables.render({"columns": {}, "rows": [ROW | {"runs": "runs/b*"}]}, results)
+        tables.render({"columns": {"top-1": "mean top1"}, "rows": [ROW | {"runs": "runs/b*"}]}, results)
+
+
+def test_a_column_may_show_other_runs_and_is_empty_where_a_row_has_none(results: Path) -> None:
+    columns = {"top-1": "mean top1 others"}
+    rows = [ROW, ROW | {"others": "runs/a_seed1.json"}]
+    assert tables.render({"columns": columns, "rows": rows}, results).splitlines()[2:] == ["|  |", "| .760 |"]
 
 
 def test_a_table_that_was_edited_by_hand_is_told_and_rewritten(

@@ -44,27 +44,29 @@ def render(table: Mapping[str, Any], results: Path) -> str:
     """Return a table as Markdown.
 
     Args:
-        table: `columns`, title -> `KIND METRIC` or a key of the rows; `rows`, each with `runs`, a pattern of
-            files in `results`, and the keys that columns name.
+        table: `columns`, title -> `KIND METRIC [KEY]` or a key of the rows, whose text is shown; `rows`, each
+            with the keys that columns name. KEY (`runs` if none is said) has a pattern of files in `results`.
 
     Raises:
         SystemExit: a pattern matches no file.
     """
     lines = ["| " + " | ".join(table["columns"]) + " |", "|---" * len(table["columns"]) + "|"]
     for row in table["rows"]:
-        paths = sorted(results.glob(row["runs"]))
-        if not paths:
-            sys.exit(f"results/tables.yaml: {row['runs']!r} matches no file")
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        lines.append(
-            "| " + " | ".join(_cell(column, row, runs) for column in table["columns"].values()) + " |"
-        )
+        cells = [_cell(column.split(), row, results) for column in table["columns"].values()]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(column: str, row: Mapping[str, str], runs: Sequence[Mapping[str, float]]) -> str:
-    kind, _, metric = column.partition(" ")
-    return KINDS[kind]([run[metric] for run in runs]) if metric else row.get(column, "")
+def _cell(column: Sequence[str], row: Mapping[str, str], results: Path) -> str:
+    if len(column) == 1:
+        return row.get(column[0], "")
+    kind, metric, key = (*column, "runs")[:3]
+    if key not in row:
+        return ""
+    paths = sorted(results.glob(row[key]))
+    if not paths:
+        sys.exit(f"results/tables.yaml: {row[key]!r} matches no file")
+    return KINDS[kind]([json.loads(path.read_text(encoding="utf-8"))[metric] for path in paths])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
