@@ -57,6 +57,13 @@ def test_a_column_may_show_other_runs_and_is_empty_where_a_row_has_none(results:
     assert tables.render({"columns": columns, "rows": rows}, results).splitlines()[2:] == ["|  |", "| .760 |"]
 
 
+def test_a_column_may_show_one_of_several_precisions(tmp_path: Path) -> None:
+    cells = [{"precision": "W4", "voc07_map": 0.4}, {"precision": "W2", "voc07_map": 0.2}]
+    (tmp_path / "a.json").write_text(json.dumps(cells))
+    table = {"columns": {"W2": "each W2:voc07_map"}, "rows": [{"runs": "a.json"}]}
+    assert tables.render(table, tmp_path).endswith("| .200 |\n")
+
+
 def test_a_table_that_was_edited_by_hand_is_told_and_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,15 @@ def _cell(column: Sequence[str], row: Mapping[str, str], results: Path) -> str:
     paths = sorted(results.glob(row[key]))
     if not paths:
         sys.exit(f"results/tables.yaml: {row[key]!r} matches no file")
-    return KINDS[kind]([json.loads(path.read_text(encoding="utf-8"))[metric] for path in paths])
+    return KINDS[kind]([_value(json.loads(path.read_text(encoding="utf-8")), metric) for path in paths])
+
+
+def _value(measured: Any, metric: str) -> float:
+    """Return a metric of a run, or `W4:metric` of what eval_det.py wrote of several precisions."""
+    precision, colon, name = metric.rpartition(":")
+    if colon:
+        measured = next(cell for cell in measured if cell["precision"] == precision)
+    return measured[name]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
