@@ -127,7 +127,11 @@ MISTAKES = {
         "schedule: shares must be one a width (2), got 1",
     "schedule={name: progressive, target: W4, through: [W8]}":
         "schedule: format 'lbw' has no 8-bit weights, got W8; it has W2 to W6",
-    "schedule={name: cyclic, target: W4, start: W3}": "schedule: start must be as wide as target W4, got W3",
+    "schedule={name: cyclic, target: W4, start: W3}":
+        "schedule: start must be at least as wide as target W4, got W3",
+    "schedule={name: cyclic, target: W4A4, start: W6}":
+        "schedule: start must quantize what target W4A4 does, got W6",
+    "train.lr_milestones=[0.5, 60]": "train.lr_milestones.1: must be less than 1, got 60",
     "schedule={target: W4, stochastic: {untli: 1}}":
         "schedule.stochastic.untli: unknown key; closest: 'until'",
     "schedule.phase_change={ranges: keep}":
@@ -278,6 +282,18 @@ def test_a_format_set_by_name_drops_the_keys_of_the_one_it_replaces(load):
     assert same == load()
     both = load(TEXT, "quantizer.weight.format=uniform", "quantizer.weight.granularity=per_tensor")
     assert weight_format(both.quantizer.weight).options["granularity"] == "per_tensor"
+
+
+def test_what_a_setting_gave_is_not_dropped_by_a_later_one(load):
+    early = load(TEXT, "quantizer.weight.granularity=per_tensor", "quantizer.weight.format=uniform")
+    assert early == load(TEXT, "quantizer.weight.format=uniform", "quantizer.weight.granularity=per_tensor")
+    assert load(TEXT, "schedule.share=0.3", "schedule={name: two_stage, target: W4A4}").schedule.share == 0.5
+    staged = load(TEXT, "schedule.share=0.3", "schedule.target=W4A4", "schedule.name=two_stage")
+    assert staged.schedule.share == 0.3
+    with pytest.raises(
+        UserError, match=r"quantizer\.weight\.granularty: unknown key; closest: 'granularity'"
+    ):
+        load(TEXT, "quantizer.weight.granularty=per_tensor", "quantizer.weight.format=uniform")
 
 
 SCHEDULES = {

@@ -28,6 +28,7 @@ from lbdet.guidance import GUIDANCE, Guidance
 from lbdet.models import build_detector
 from lbdet.models.classifiers import build_classifier
 from lbdet.models.weights import load_into, load_weights
+from lbdet.precision import FLOAT
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,14 @@ def build_guidance(config: Config, student: Built) -> Guidance | None:
     """Make the teacher of a config and let it watch the student, which must have its first weights still.
 
     Raises:
-        UserError: a teacher that is no run or weights of the student's architecture and classes.
+        UserError: a teacher that is no float run or weights of the student's architecture and classes, or
+            boxes of a classifier.
     """
     guidance = config.guidance
     if guidance is None:
         return None
+    if guidance.boxes and is_classification(config):
+        raise UserError(f"guidance.boxes: is for detectors, got {config.model.name}; use logits or features")
     teacher = _teacher(config, guidance.teacher, student)
     settings = guidance.model_dump(exclude={"name", "teacher"})
     return GUIDANCE[guidance.name](student.model, teacher, **settings, divisor=distributed.divisor)
@@ -117,9 +121,17 @@ def _teacher(config: Config, source: str, student: Built) -> nn.Module:
                 f"guidance.teacher: must be a {config.model.name} of the same classes, got {source} "
                 f"with a {run.config.model.name} of {len(run.classes)}"
             )
+        if run.config.schedule.target != FLOAT:
+            raise UserError(
+                f"guidance.teacher: must be a float run, got {source} of {run.config.schedule.target}, "
+                "whose unrounded weights are no float model; train one with schedule.target=float"
+            )
         teacher = run.model
     else:
-        teacher = _on_device(_float_model(config, student.classes, source, None))
+        try:
+            teacher = _on_device(_float_model(config, student.classes, source, None))
+        except UserError as error:
+            raise UserError(f"guidance.teacher: must be 'float', a run or weights: {error}") from None
     set_float(teacher)
     return teacher
 

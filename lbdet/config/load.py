@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +26,8 @@ _SHOWN = 30  # problems listed in one message
 def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a config file and apply `key.path=value` settings (values in YAML).
 
-    Setting a format or a schedule by name drops the keys of the one that it replaces.
+    Setting a format or a schedule by name drops those keys of the one that it replaces that no earlier
+    setting gave.
 
     Raises:
         UserError: every problem of the file and the settings, one a line.
@@ -39,8 +40,9 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must be a mapping of sections, got {type(tree).__name__}")
+    given: set[tuple[str, ...]] = set()
     for setting in settings:
-        _set(tree, setting)
+        given.add(_set(tree, setting, given))
     return _validate(tree, str(path))
 
 
@@ -119,7 +121,8 @@ def _yaml_problem(error: Exception) -> str:
     return f"is not YAML: {one_line(joined(error))}"
 
 
-def _set(tree: dict[str, Any], setting: str) -> None:
+def _set(tree: dict[str, Any], setting: str, given: Set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Apply a setting to the tree and return its path; `given` holds the paths of those before it."""
     path, equals, text = setting.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -133,12 +136,14 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         if not isinstance(section.get(key), dict):
             section[key] = {}
         section = section[key]
-    if keys[-1] == "format" and section.get("format") != value:
-        section.clear()
-    if keys == ["schedule", "name"] and section.get("name") != value:
-        for key in section.keys() - ConstantConfig.model_fields.keys():  # those that not every schedule has
-            del section[key]
+    of_all = {"format": set(), "name": ConstantConfig.model_fields.keys()}  # keys that any other has too
+    chooses = keys[-1] == "format" or keys == ["schedule", "name"]
+    if chooses and section.get(keys[-1]) != value:
+        for key in section.keys() - of_all[keys[-1]]:
+            if (*keys[:-1], key) not in given:
+                del section[key]
     section[keys[-1]] = value
+    return tuple(keys)
 
 
 def _validate(tree: dict[str, Any], where: str) -> Config:

@@ -111,8 +111,8 @@ class TrainConfig(Section):
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup_steps: int = Field(default=50, ge=0)
     lr_curve: Literal["cosine", "steps"] = "cosine"
-    lr_milestones: list[float] = Field(default=[0.67, 0.89])
-    """shares of all steps at which `lr_curve: steps` divides the rate by 10"""
+    lr_milestones: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[0.67, 0.89])
+    """shares of the curve's steps at which `lr_curve: steps` divides the rate by 10"""
     clip_norm: float | None = Field(default=None, gt=0)
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """null = at the end of each epoch"""

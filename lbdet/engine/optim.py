@@ -89,6 +89,9 @@ def average_update(average: Mapping[str, Tensor], model: nn.Module, decay: float
     """Move `average` towards the model by 1 - decay, in place; counters are copied.
 
     The decay of the first steps is smaller, (1 + step) / (10 + step), so that the start is forgotten soon.
+
+    Args:
+        step: counted from 0 where the average began.
     """
     weight = 1 - min(decay, (1 + step) / (10 + step))
     state = model.state_dict()

@@ -9,6 +9,7 @@ from typing import Literal
 from lbdet.data.loader import steps_per_epoch
 from lbdet.engine.optim import lr_factor
 from lbdet.engine.phases import PhaseChange
+from lbdet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,17 @@ class TrainSettings:
     phase_change: PhaseChange = field(default_factory=PhaseChange)
 
     def updates_per_epoch(self, images: int) -> int:
-        """Return the optimizer updates in an epoch of `images`."""
-        return max(1, steps_per_epoch(images, self.batch_size) // self.accumulate)
+        """Return the optimizer updates in an epoch of `images`.
+
+        Raises:
+            UserError: an epoch has too few batches for one.
+        """
+        batches = steps_per_epoch(images, self.batch_size)
+        if batches < self.accumulate:
+            raise UserError(
+                f"train.accumulate: must be at most the {batches} batches of an epoch, got {self.accumulate}"
+            )
+        return batches // self.accumulate
 
     def total_steps(self, images: int) -> int:
         """Return the optimizer updates of the whole training."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def train(
     )
 
     board = run.path / "tensorboard" if run.writes else None
+    epoch_losses: list[float] = []
     with noted_signals() as received, scalars(board, start) as show:
         for step in track(range(start, total), total - start, "train"):
             plan = schedule.plan(step, total, layers, blocks)
@@ -125,8 +127,9 @@ def train(
             torch.manual_seed(_model_seed(seed, step))
             rate = settings.lr_at(step, total, plan.span)
             losses = _update(networks, task, guidance, rate, batches, settings, step, run)
+            epoch_losses.append(losses["loss"])
             if average is not None and settings.ema:
-                average_update(average, model, settings.ema, step)
+                average_update(average, model, settings.ema, step - plan.span.start)
 
             done = step + 1
             if done % LOG_EVERY == 0 or done == total:
@@ -134,7 +137,8 @@ def train(
                 run.log(record)
                 show(record)
             if done % per_epoch == 0:
-                say(f"epoch {done // per_epoch}: step {done}/{total}, loss {losses['loss']:.3f}")
+                say(f"epoch {done // per_epoch}: step {done}/{total}, mean loss {fmean(epoch_losses):.3f}")
+                epoch_losses.clear()
                 if settings.eval_every_epochs and (done // per_epoch) % settings.eval_every_epochs == 0:
                     record = {"step": done} | _evaluate_on_the_way(model, plan, task, average, val)
                     run.log(record)

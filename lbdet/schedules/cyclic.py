@@ -32,8 +32,10 @@ class Cyclic(Schedule):
 
     def __post_init__(self) -> None:
         for first, last in self._halves():
-            if (first is None) != (last is None) or (first or 0) < (last or 0):
-                raise ValueError(f"start must be as wide as target {self.target}, got {self.start}")
+            if (first is None) != (last is None):
+                raise ValueError(f"start must quantize what target {self.target} does, got {self.start}")
+            if (first or 0) < (last or 0):
+                raise ValueError(f"start must be at least as wide as target {self.target}, got {self.start}")
         if self.cycles < 1:
             raise ValueError(f"cycles must be at least 1, got {self.cycles}")
 

@@ -139,13 +139,15 @@ def test_no_training_still_calibrates_activations(call: Callable, config: Path, 
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 0
 
 
-def test_a_run_at_low_bits_is_the_start_of_another_and_a_teacher(
+def test_a_run_at_low_bits_is_the_start_of_another_and_a_float_run_its_teacher(
     call: Callable, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level("INFO")
-    assert call(train_cls.main, "--config", config, "--output", tmp_path / "a").code == 0
+    for name, target in (("a", "W2A2"), ("float", "float")):
+        settings = ("--set", f"schedule.target={target}")
+        assert call(train_cls.main, "--config", config, "--output", tmp_path / name, *settings).code == 0
     weights = f"model.weights={tmp_path / 'a' / 'model.safetensors'}"
-    for teacher in ("float", str(tmp_path / "a"), str(tmp_path / "a" / "model.safetensors")):
+    for teacher in ("float", str(tmp_path / "float"), str(tmp_path / "float" / "model.safetensors")):
         output = tmp_path / f"b{len(list(tmp_path.iterdir()))}"
         guidance = f"guidance={{teacher: {teacher}, logits: 1}}"
         result = call(
@@ -156,6 +158,25 @@ def test_a_run_at_low_bits_is_the_start_of_another_and_a_teacher(
         assert "tensors of quantizers are left out; they start anew" in caplog.text
         last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["loss"] == pytest.approx(last["classification"] + last["hint_logits"])
+
+
+TEACHERS = {
+    "{logits: 1, teacher: RUN}": "guidance.teacher: must be a float run, got RUN of W2A2, ",
+    "{logits: 1, teacher: flaot}": "must be 'float', a run or weights: flaot: weights must be ",
+    "{boxes: 1}": "guidance.boxes: is for detectors, got resnet20_cifar; use logits or features",
+}
+
+
+@pytest.mark.parametrize("guidance", TEACHERS)
+def test_what_cannot_teach_is_refused(call: Callable, config: Path, tmp_path: Path, guidance: str):
+    run = str(tmp_path / "run")
+    settings = ["schedule.target=W2A2", "train.max_steps=0"]
+    assert call(train_cls.main, "--config", config, "--output", run, "--set", *settings).code == 0
+    taught = f"guidance={guidance.replace('RUN', run)}"
+    result = call(train_cls.main, "--config", config, "--output", tmp_path / "taught", "--set", taught)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert TEACHERS[guidance].replace("RUN", run) in result.err
+    assert not (tmp_path / "taught").exists()
 
 
 def test_a_teacher_of_another_architecture_is_refused(

@@ -22,7 +22,7 @@ from lbdet.errors import NumericsError, UserError
 from lbdet.models.ssd_tiny import ssd_tiny
 from lbdet.nn.batch_norm import freeze_batch_norm, set_training_mode
 from lbdet.precision import Precision
-from lbdet.schedules import Constant
+from lbdet.schedules import Constant, Progressive
 
 QUICK = TrainSettings(max_steps=2, batch_size=4, warmup_steps=0, workers=0, lr=0.01)
 
@@ -67,11 +67,14 @@ def update_once(model, batches, run, **changes) -> None:
 def test_the_steps_of_a_training_are_counted_in_updates():
     assert TrainSettings(epochs=3, batch_size=4).total_steps(13) == 9
     assert TrainSettings(epochs=3, batch_size=4, accumulate=2).total_steps(13) == 3
-    assert TrainSettings(epochs=3, batch_size=4, accumulate=9).total_steps(13) == 3
     assert TrainSettings(epochs=3, batch_size=4, max_steps=5).total_steps(13) == 5
     assert TrainSettings(epochs=3, batch_size=4, max_steps=50).total_steps(13) == 9
     assert TrainSettings(epochs=0, batch_size=4).total_steps(13) == 0
     assert TrainSettings(epochs=2, batch_size=99).total_steps(13) == 2
+    with pytest.raises(
+        UserError, match=r"train\.accumulate: must be at most the 3 batches of an epoch, got 9"
+    ):
+        TrainSettings(epochs=3, batch_size=4, accumulate=9).total_steps(13)
 
 
 def test_accumulated_halves_have_the_gradient_of_the_whole_batch(train_set, run):
@@ -118,6 +121,18 @@ def test_the_model_is_left_with_the_averaged_weights(train_set, run, monkeypatch
     state = model.state_dict()
     assert all(torch.equal(state[key], average[key]) for key in state)
     assert not torch.equal(state["backbone.stem.0.weight"], trained["backbone.stem.0.weight"])
+
+
+def test_the_average_of_each_phase_forgets_its_start_as_soon_as_that_of_the_first(
+    train_set, run, monkeypatch
+):
+    steps = []
+    monkeypatch.setattr(loop, "average_update", lambda *rest: steps.append(rest[-1]))
+    model, _ = quantize_model(tiny(), "W4")
+    schedule = Progressive((Precision(6), Precision(4)))
+    chosen = settings(ema=0.5, max_steps=6)
+    train(model, DetectionTask(), train_set, train_set.data, schedule, chosen, run, 0)
+    assert steps == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("target", ["W2", "float"])
