@@ -4,10 +4,11 @@
     L_boxes  = sum_i o_i * |d_i - e_i|_1 / n                       (smooth below a difference of 1)
 
 over all places i (anchors, proposals, images), with the teacher's logits t and deltas e and the student's s
-and d. o_i is the teacher's probability that place i holds an object, and n = sum_i o_i the number of places
-that do, as it sees it, at least 1. So the loss is one an object, as the detectors' own losses are, and boxes
-count where there is something to box. A classifier has o_i = 1. In joint training each of the two models is
-the other's teacher.
+and d. o_i is the teacher's probability that place i holds an object, and n = sum_i o_i, at least 1, the
+number of objects that it expects. A small doubt at each of thousands of anchors adds up in n: a trained
+SSDlite320 expects 2.8 times the anchors that its own loss counts, so a hint of weight 1 is 2.8 times weaker
+than a task loss of as much divergence. A classifier has o_i = 1. In joint training each of the two models is
+the other's teacher; one that sees objects everywhere divides what it has to say by their number.
 
 Reference:
     Hinton, Vinyals, Dean 2015, arXiv 1503.02531.
