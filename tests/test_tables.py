@@ -69,7 +69,7 @@ def test_a_table_that_was_edited_by_hand_is_told_and_rewritten(
 ) -> None:
     shutil.copytree(tables.ROOT / "results", tmp_path / "results")
     original = (tables.ROOT / "README.md").read_text()
-    edited = original.replace("| float | .769 |", "| float | .800 |")
+    edited = original.replace("| float | .757 |", "| float | .800 |")
     assert edited != original
     (tmp_path / "README.md").write_text(edited)
     (tmp_path / "EXPERIMENTS.md").write_text("")
