@@ -26,19 +26,21 @@ class Precision:
     act_bits: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Precision:
-        """Read "W4A8", "W4", "A8" or "float".
+    def parse(cls, text: str | Precision) -> Precision:
+        """Read "W4A8", "W4", "A8" or "float"; a precision is returned as it is.
 
         Raises:
-            UserError: any other text.
+            UserError: any other text, or what is no text.
 
         >>> Precision.parse("W4A8")
         Precision(weight_bits=4, act_bits=8)
         """
-        match = _PATTERN.fullmatch(text)
+        if isinstance(text, Precision):
+            return text
         if text == "float":
             return cls()
-        if not text or match is None:
+        match = _PATTERN.fullmatch(text) if text and isinstance(text, str) else None
+        if match is None:
             raise UserError(
                 f"precision must be 'float' or like W4, W4A8, got {text!r}; write for instance W4"
             )

@@ -70,6 +70,22 @@ def _value(code: int, s: int) -> Fraction:
     return Fraction(2) ** (s - abs(code) + 1) * (1 if code > 0 else -1)
 
 
+def lbw_ternary_by_sorting(weight: Tensor) -> Tensor:
+    """Return the 2-bit solution for a whole tensor by the formula of LBW-Net, in O(N log N), float64.
+
+    For each count k of nonzero weights the k largest are kept, and s = floor(log2(4 ||W_k||_1 / (3 k))); the
+    k with the least squared error wins.
+    """
+    magnitude, order = weight.flatten().double().abs().sort(descending=True)
+    k = torch.arange(1, magnitude.numel() + 1, dtype=torch.float64)
+    kept = magnitude.cumsum(0)
+    scale = torch.tensor([2.0 ** min(_floor_log2(x), 127) for x in (4 * kept / (3 * k)).tolist()]).double()
+    best = int((scale.square() * k - 2 * scale * kept).argmin())
+    levels = torch.zeros_like(magnitude)
+    levels[order[: best + 1]] = scale[best]
+    return levels.view(weight.shape) * weight.sign()
+
+
 def lbw_semi(weights: Sequence[float], bits: int, ratio: float) -> list[float]:
     """Return the weights quantized by the paper's semi-analytical rule, one by one; 2^s is a float32."""
     n = 2 ** (bits - 2)

@@ -119,6 +119,24 @@ def test_a_model_without_act_bits_reads_no_image() -> None:
     assert calibrate_activations(model, fail) == 0
 
 
+def test_batches_that_are_not_the_same_at_each_call_are_refused() -> None:
+    model, _ = quantize_model(net(), "W4A8")
+    spent = iter([images(2)])
+    for batches, text in (
+        (
+            lambda: spent,
+            "must give the same images at each call, got 2 then 0; start from the first one at each",
+        ),
+        (lambda: [], "must give images, got none; give some that the model is for"),
+        ([images(2)], "must be a function that returns them, got list; write lambda: images"),
+    ):
+        with pytest.raises(UserError) as error:
+            calibrate_activations(model, batches)  # type: ignore[arg-type]
+        assert str(error.value) == f"batches: {text}"
+        assert uncalibrated(model) == ["0", "3", "8"]
+        assert all(layer.precision == Precision(4, 8) for layer in quantized_layers(model).values())
+
+
 def test_a_forward_pass_before_calibration_is_refused() -> None:
     model, _ = quantize_model(net(), "W4A8")
     with pytest.raises(

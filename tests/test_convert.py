@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -218,7 +220,23 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_knows_better(where: str
     )
     with pytest.raises(UserError) as error:
         quantize_model(net(), **patterns)
-    assert str(error.value) == "pattern 'blok.conv*' matches none of the 3 layers; closest: 'block.conv'"
+    assert str(error.value) == (
+        f"{where}: pattern 'blok.conv*' matches none of the 3 layers; closest: 'block.conv'"
+    )
+
+
+@pytest.mark.parametrize(
+    "pattern, hint",
+    [
+        ("blocks.*", "block.*"),
+        ("stem.*", "stem"),
+        ("block.conf", "block.conv"),
+        ("block.con1*", "block.conv"),
+    ],
+)
+def test_the_closest_of_a_pattern_is_a_layer_or_a_group_of_layers(pattern: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"matches none of the 3 layers; closest: {re.escape(repr(hint))}$"):
+        quantize_model(net(), keep_float=[pattern])
 
 
 def test_a_model_that_is_a_layer_itself_is_refused() -> None:
@@ -229,15 +247,100 @@ def test_a_model_that_is_a_layer_itself_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "model", [nn.Sequential(nn.ReLU()), quantize_model(nn.Sequential(nn.Linear(2, 2)))[0]]
-)
-def test_a_model_with_nothing_to_swap_is_refused(model: nn.Module) -> None:
+def test_a_model_with_nothing_to_swap_is_refused() -> None:
     with pytest.raises(UserError) as error:
-        quantize_model(model)
+        quantize_model(nn.Sequential(nn.ReLU()))
     assert str(error.value) == (
         "model: must have float nn.Conv2d or nn.Linear, got none in Sequential; give a float model"
     )
+
+
+def test_a_model_that_is_converted_already_is_refused() -> None:
+    model, _ = quantize_model(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UserError) as error:
+        quantize_model(model)
+    assert str(error.value) == (
+        "model: must have layers to convert, got a Sequential that is already converted; "
+        "use lbdet.set_precision"
+    )
+
+
+def test_a_second_conversion_leaves_the_layers_of_the_first_alone() -> None:
+    model, _ = quantize_model(net(), "W2", keep_float=["head"])
+    stem = model.stem
+    quantize_model(model, "W8", WeightFormat("uniform"))
+    assert model.stem is stem
+    assert widths(model) == {"stem": "W2", "block.conv": "W2", "head": "W8"}
+
+
+def test_a_width_in_an_override_may_be_text() -> None:
+    model, _ = quantize_model(net(), "W4", overrides=[Override("head", "W2"), Override("stem", "float")])
+    assert widths(model) == {"stem": "float", "block.conv": "W4", "head": "W2"}
+    assert scheduled_layers(model) == ["block.conv"]
+
+
+def nan_in_the_head() -> Net:
+    model = net()
+    nn.init.constant_(model.head.weight, math.nan)
+    return model
+
+
+@pytest.mark.parametrize(
+    "model, arguments, error",
+    [
+        (net(), {"precision": "W4", "overrides": [Override("head", Precision(8))]}, UserError),
+        (net(), {"precision": "W4", "overrides": [Override("head", "W4 A4")]}, UserError),
+        (net(), {"precision": "W4", "overrides": [Override("head", weight=WeightFormat("x"))]}, UserError),
+        (net(), {"precision": "W9"}, UserError),
+        (net(), {"precision": 4}, UserError),
+        (nan_in_the_head(), {"precision": "W4", "weight": WeightFormat("uniform")}, NumericsError),
+    ],
+    ids=["width", "text", "format", "default width", "number", "weight"],
+)
+def test_an_error_leaves_the_whole_model_float(
+    model: Net, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    modules = list(model.modules())
+    with pytest.raises(error):
+        quantize_model(model, **arguments)
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    nn.init.ones_(model.head.weight)
+    assert len(quantized_layers(quantize_model(model, "W4")[0])) == 3
+
+
+@torch.no_grad()
+def test_a_transformers_linear_layers_stay_float_as_its_fused_path_would_not_call_their_twins() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model, report = quantize_model(nn.Sequential(nn.Linear(4, 8), layer).eval(), "W2")
+    x = torch.rand(2, 3, 4)
+    with torch.enable_grad():
+        expected = model(x)
+    torch.testing.assert_close(model(x), expected)
+    reason = "TransformerEncoderLayer reads its weight directly"
+    assert {r.name: (r.bits, r.reason) for r in report} == {
+        "0": (2, None),
+        "1.self_attn.out_proj": (None, "type NonDynamicallyQuantizableLinear has no quantized twin"),
+        "1.linear1": (None, reason),
+        "1.linear2": (None, reason),
+    }
+
+
+def test_so_do_those_of_a_swin_transformers_attention() -> None:
+    from torchvision.models.swin_transformer import ShiftedWindowAttentionV2
+
+    attention = ShiftedWindowAttentionV2(8, [2, 2], [0, 0], 2)
+    _, report = quantize_model(nn.Sequential(attention))
+    assert {r.name: r.bits for r in report} == {
+        "0.qkv": None, "0.proj": None, "0.cpb_mlp.0": 4, "0.cpb_mlp.2": 4,
+    }  # fmt: skip
+
+
+def test_a_layer_whose_forward_was_replaced_stays_float() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].forward = model[0].forward
+    _, report = quantize_model(model)
+    assert [(r.bits, r.reason) for r in report] == [(None, "its forward was replaced"), (4, None)]
 
 
 def test_a_layer_used_under_two_names_is_swapped_once_and_everywhere() -> None:
@@ -257,6 +360,28 @@ def test_set_precision_changes_only_the_named_layers() -> None:
     model, _ = quantize_model(net(), "W4")
     set_precision(model, {"head": Precision(2)})
     assert widths(model) == {"stem": "W4", "block.conv": "W4", "head": "W2"}
+
+
+def test_set_precision_reads_text_and_finds_a_shared_layer_by_each_of_its_names() -> None:
+    shared = nn.Linear(4, 4)
+    model, _ = quantize_model(nn.ModuleDict({"a": shared, "b": shared, "c": nn.Linear(4, 4)}))
+    set_precision(model, {"b": "W2", "c": Precision(3)})
+    assert widths(model) == {"a": "W2", "c": "W3"}
+
+
+@pytest.mark.parametrize("refused", [{"head": "W8"}, {"head": 2}, {"stm": "W2"}])
+def test_set_precision_changes_no_layer_where_it_refuses_one(refused: dict[str, Any]) -> None:
+    model, _ = quantize_model(net(), "W4")
+    with pytest.raises(UserError):
+        set_precision(model, {"stem": "W2"} | refused)
+    assert set(widths(model).values()) == {"W4"}
+
+
+def test_set_precision_changes_no_layer_where_a_weight_is_not_finite() -> None:
+    model, _ = quantize_model(nan_in_the_head(), "float", WeightFormat("uniform"))
+    with pytest.raises(NumericsError):
+        set_scheduled_precision(model, "W4")
+    assert set(widths(model).values()) == {"float"}
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
 from lbdet.convert import correct_bn, quantize_model, set_scheduled_precision
+from lbdet.errors import UserError
 from lbdet.nn.batch_norm import recalibrate_bn
 
 
@@ -26,7 +30,7 @@ def _moments(model: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torc
 
 @torch.no_grad()
 @pytest.mark.parametrize("precision", ["W2", "W4"])
-def test_a_channel_leaves_batch_norm_with_the_floats_mean_and_variance(precision: str) -> None:
+def test_a_channel_leaves_the_first_batch_norm_with_the_floats_mean_and_variance(precision: str) -> None:
     model, images = _network(), torch.rand(8, 3, 16, 16)
     mean, var = _moments(model, images)
     quantize_model(model, precision)
@@ -65,3 +69,29 @@ def test_the_precision_of_every_layer_is_as_before() -> None:
     quantize_model(model, "W3")
     correct_bn(model, lambda: [torch.rand(2, 3, 16, 16)])
     assert str(model[0].precision) == "W3"
+
+
+@pytest.mark.parametrize("whole", [0, 1, 3])
+def test_an_interrupt_leaves_widths_and_statistics_as_they_were(whole: int) -> None:
+    def interrupted() -> Iterator[torch.Tensor]:
+        for batch in torch.rand(2, 2, 3, 16, 16):
+            if next(given) == whole:
+                raise KeyboardInterrupt
+            yield batch
+
+    model, given = _network(), itertools.count()
+    quantize_model(model, "W3")
+    before = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(KeyboardInterrupt):
+        correct_bn(model, interrupted)
+    assert str(model[0].precision) == "W3"
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))
+
+
+def test_a_spent_iterator_is_refused_and_changes_nothing() -> None:
+    model, spent = _network(), iter([torch.rand(2, 3, 16, 16)])
+    quantize_model(model, "W3")
+    before = [buffer.clone() for buffer in model.buffers()]
+    with pytest.raises(UserError, match="batches: must give the same images at each call, got 2 then 0"):
+        correct_bn(model, lambda: spent)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))

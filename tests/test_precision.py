@@ -37,6 +37,19 @@ def test_other_text_is_refused_with_an_example(text: str) -> None:
     )
 
 
+def test_a_precision_is_read_as_itself() -> None:
+    assert Precision.parse(Precision(4, 8)) == Precision(4, 8)
+
+
+@pytest.mark.parametrize("value", [4, 0, None, 4.0, ["W4"]])
+def test_what_is_no_text_is_refused_in_the_same_words(value: object) -> None:
+    with pytest.raises(UserError) as error:
+        Precision.parse(value)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        f"precision must be 'float' or like W4, W4A8, got {value!r}; write for instance W4"
+    )
+
+
 def test_a_precision_is_a_value_that_nobody_can_change() -> None:
     assert {Precision(4), Precision(4, None), Precision.parse("W4")} == {Precision(4)}
     with pytest.raises(dataclasses.FrozenInstanceError):

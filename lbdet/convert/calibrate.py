@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lbdet.convert.layers import quantized_layers, set_float, set_precision
 from lbdet.errors import UserError
 from lbdet.nn import QuantLayer
-from lbdet.nn.batch_norm import batch_statistics, recalibrate_bn, shift_statistics, statistics
+from lbdet.nn.batch_norm import batch_statistics, recalibrate_bn, set_statistics, shift_statistics, statistics
 from lbdet.precision import Precision
 from lbdet.quant.activations import BucketSums, ChannelStatistics, fit_range
 
@@ -25,11 +25,13 @@ Batches = Callable[[], Iterable[Sequence[Tensor] | Tensor]]
 def correct_bn(model: nn.Module, batches: Batches) -> int:
     """Adapt batch norm's running statistics to the error of the weights, before any training.
 
-    Afterwards a channel leaves batch norm with the mean and variance that it has in the float model on
-    the same images. Estimating the statistics anew (`recalibrate_bn`) would also replace what the
-    detector learnt of its own, larger and augmented training data; here only the difference between float
-    and the present precision counts. Meant for weights that were trained at float: after training at low
-    precision the float pass has no meaning. Activations are float throughout.
+    Estimating the statistics anew (`recalibrate_bn`) would also replace what the detector learnt of its own,
+    larger and augmented training data. So it is done twice, at float and at the present precision, and only
+    the difference counts. A channel leaves the first batch norm of a path with the mean and variance that it
+    has in the float model on the same images; the later ones not exactly, as in both estimates the layers in
+    front normalise by these images' statistics and not by those that they will have. Activations are
+    float throughout. Meant for weights that were trained at float: after training at low precision the
+    float pass has no meaning.
 
     Reference:
         In the spirit of bias correction (Nagel et al. 2019, arXiv 1906.04721), with variances too.
@@ -39,16 +41,24 @@ def correct_bn(model: nn.Module, batches: Batches) -> int:
 
     Returns:
         The number of images.
+
+    Raises:
+        UserError: another number of images at the second call. The model is as before then, and after any
+            other error.
     """
     own = {name: layer.precision for name, layer in quantized_layers(model).items()}
     stored = statistics(model)
-    set_float(model)
-    recalibrate_bn(model, batches())
-    before = statistics(model)
-    set_precision(model, _float_inputs(own))
-    images = recalibrate_bn(model, batches())
-    shift_statistics(model, stored, before, statistics(model))
-    set_precision(model, own)
+    try:
+        set_float(model)
+        images = recalibrate_bn(model, _called(batches))
+        before = statistics(model)
+        set_precision(model, _float_inputs(own))
+        _check_same(images, recalibrate_bn(model, _called(batches)))
+        after = statistics(model)
+    finally:
+        set_statistics(model, stored)
+        set_precision(model, own)
+    shift_statistics(model, stored, before, after)
     return images
 
 
@@ -76,7 +86,8 @@ def calibrate_activations(
 
     Raises:
         NumericsError: an input that is not finite.
-        UserError: inputs that are never negative, of a format that keeps nothing but the sign.
+        UserError: no images, or another number of them at the second call; inputs that are never negative,
+            of a format that keeps nothing but the sign.
     """
     layers = {
         name: layer
@@ -92,12 +103,14 @@ def calibrate_activations(
     try:
         with batch_statistics(model) if use_batch_statistics else nullcontext():
             seen = {name: ChannelStatistics() for name in layers}
-            images = _observe(model, batches(), layers, seen)
+            images = _observe(model, _called(batches), layers, seen)
+            if not images:
+                raise UserError("batches: must give images, got none; give some that the model is for")
             _check_signs(layers, seen)
             objectives = {name: layer.activation_quantizer.objective for name, layer in layers.items()}
             sums = {name: BucketSums(seen[name].weights(o)) for name, o in objectives.items() if o}
             if sums:
-                _observe(model, batches(), layers, sums)
+                _check_same(images, _observe(model, _called(batches), layers, sums))
     finally:
         set_precision(model, own)
         for module, training in modes:
@@ -116,6 +129,21 @@ def uncalibrated(model: nn.Module) -> list[str]:
         for name, layer in quantized_layers(model).items()
         if layer.precision.act_bits and not layer.activation_quantizer.calibrated(layer.precision.act_bits)
     ]
+
+
+def _called(batches: Batches) -> Iterable[Sequence[Tensor] | Tensor]:
+    if not callable(batches):
+        kind = type(batches).__name__
+        raise UserError(f"batches: must be a function that returns them, got {kind}; write lambda: images")
+    return batches()
+
+
+def _check_same(first: int, second: int) -> None:
+    if first != second:
+        raise UserError(
+            f"batches: must give the same images at each call, got {first} then {second}; "
+            "start from the first one at each"
+        )
 
 
 def _depends_on_data(layer: QuantLayer) -> bool:

@@ -29,34 +29,47 @@ def scheduled_layers(model: nn.Module) -> list[str]:
     return [name for name, layer in quantized_layers(model).items() if layer.scheduled]
 
 
-def set_precision(model: nn.Module, precision: Mapping[str, Precision]) -> None:
+def set_precision(model: nn.Module, precision: Mapping[str, Precision | str]) -> None:
     """Change the widths of a live model; layers that are not named keep theirs.
 
     A width that a layer sees for the first time gets its parameters now (a scale from the weights; the range
     of activations must be calibrated): an optimizer made before does not know them.
 
+    Args:
+        precision: by layer name; a layer that has several names is found by each.
+
     Raises:
-        UserError: a name that is no quantized layer, or a width that a format does not have; nothing is
-            changed then.
+        UserError: a name that is no quantized layer, what is no precision, or a width that a format does not
+            have; nothing is changed then.
+        NumericsError: a weight that is not finite, of a format that is fitted to it; all widths stay.
     """
-    layers = quantized_layers(model)
-    changed = {}
-    for name, wanted in precision.items():
+    every_name = model.named_modules(remove_duplicate=False)
+    layers = {name: m for name, m in every_name if isinstance(m, (QuantConv2d, QuantLinear))}
+    for name in precision:
         if name not in layers:
             raise UserError(f"set_precision: {name!r} is no quantized layer{closest(name, layers)}")
-        layer = layers[name]
-        if layer.precision != wanted:
-            check_width(layer.weight_quantizer, layer.activation_quantizer, wanted, name)
-            changed[name] = wanted
-    for name, wanted in changed.items():
-        _prepare(layers[name], wanted)
-        layers[name].precision = wanted
+    set_widths(layers, precision)
+
+
+def set_widths(layers: Mapping[str, QuantLayer], precision: Mapping[str, Precision | str]) -> None:
+    """Give layers their widths by name, all or none.
+
+    Raises:
+        UserError, NumericsError: as `set_precision`.
+    """
+    wanted = {name: Precision.parse(value) for name, value in precision.items()}
+    changed = {name: value for name, value in wanted.items() if layers[name].precision != value}
+    for name, value in changed.items():
+        check_width(layers[name].weight_quantizer, layers[name].activation_quantizer, value, name)
+    for name, value in changed.items():
+        _prepare(layers[name], value)
+    for name, value in changed.items():
+        layers[name].precision = value
 
 
 def set_scheduled_precision(model: nn.Module, precision: Precision | str) -> None:
     """Give all scheduled layers one width; those with a width of their own keep it."""
-    wanted = Precision.parse(precision) if isinstance(precision, str) else precision
-    set_precision(model, dict.fromkeys(scheduled_layers(model), wanted))
+    set_precision(model, dict.fromkeys(scheduled_layers(model), Precision.parse(precision)))
 
 
 def set_float(model: nn.Module) -> None:
@@ -119,9 +132,9 @@ def hold_weights(model: nn.Module) -> Iterator[None]:
 
 
 def quantization_losses(model: nn.Module) -> dict[str, Tensor]:
-    """Return the extra loss of activation ranges that the last forward pass left, `{}` where there is none.
+    """Return the extra loss that forward passes left since the last call, `{}` where there is none.
 
-    It is the mean over layers of the objective, `[]`, and trains nothing but ranges.
+    It is the mean over layers of the objective, `[]`, and trains nothing but ranges of activations.
     """
     penalties = [layer.activation_quantizer.pop_penalty() for layer in quantized_layers(model).values()]
     found = [penalty for penalty in penalties if penalty is not None]

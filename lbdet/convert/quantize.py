@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lbdet.convert.layers import set_precision, set_scheduled_precision
-from lbdet.convert.report import LayerCoverage, coverage, coverage_summary
+from lbdet.convert.layers import quantized_layers, set_widths
+from lbdet.convert.report import LayerCoverage, coverage, coverage_summary, without_effect
 from lbdet.errors import UserError, closest
 from lbdet.nn import FORMATS, ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
 from lbdet.precision import Precision
@@ -57,7 +57,7 @@ class Override:
     """What the layers whose names match `pattern` have instead of the model's formats or width."""
 
     pattern: str
-    precision: Precision | None = None
+    precision: Precision | str | None = None
     """fixed: plans leave it alone; `None` = as scheduled"""
     weight: WeightFormat | None = None
     activation: ActivationFormat | None = None
@@ -74,7 +74,9 @@ def quantize_model(
     """Swap every `nn.Conv2d` and `nn.Linear` for its quantized twin, and print how many were.
 
     The model is changed in place: the twins share the parameters, so an optimizer made before stays valid.
-    Layers are swapped by exact type; subclasses of other libraries stay float and the coverage says so.
+    Layers are swapped by exact type; subclasses of other libraries stay float and the coverage says so. So do
+    layers whose weights are read by another module, such as `nn.TransformerEncoderLayer`, or whose `forward`
+    was replaced: a twin would change nothing. Layers of an earlier call stay as they are.
 
     Args:
         model: any module with at least one such layer inside.
@@ -90,66 +92,78 @@ def quantize_model(
 
     Raises:
         UserError: a pattern that matches no layer, a width that a format does not have, an unknown format,
-            a model that has no layers to swap or is one itself.
+            a model that has no layers to swap or is one itself. Nothing is changed then.
+        NumericsError: a weight that is not finite, of a format that is fitted to it; nothing is changed.
 
     >>> model, report = quantize_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1)), "W2")
     converted 2/2 layers, 232 of 232 weights
     """
-    names = [name for name, module in model.named_modules() if _is_swappable(module)]
-    _check_has_layers(model, names)
-    for pattern in [*keep_float, *(o.pattern for o in overrides)]:
-        _matching(pattern, names)
-    for name in names:
-        if any(fnmatchcase(name, pattern) for pattern in keep_float):
-            continue
-        matching = [o for o in reversed(overrides) if fnmatchcase(name, o.pattern)]
-        weights = next((o.weight for o in matching if o.weight), weight or WeightFormat())
-        inputs = next((o.activation for o in matching if o.activation), activation or ActivationFormat())
-        fixed = next((o.precision for o in matching if o.precision), None)
-        layer = _swap(model, name, weights.build(), inputs.build())
-        layer.scheduled = fixed is None
-        if fixed is not None:
-            set_precision(model, {name: fixed})
-    set_scheduled_precision(model, precision)
+    originals = _swappable(model)
+    _check_patterns(keep_float, overrides, list(originals))
+    default = Override(
+        "*", Precision.parse(precision), weight or WeightFormat(), activation or ActivationFormat()
+    )
+    twins: dict[str, QuantLayer] = {}
+    widths: dict[str, Precision | str] = {}
+    for name, original in originals.items():
+        if not any(fnmatchcase(name, pattern) for pattern in keep_float):
+            matching = [o for o in reversed(overrides) if fnmatchcase(name, o.pattern)]
+            twins[name], widths[name] = _twin(original, [*matching, default])
+    set_widths(twins, widths)
+    _place(model, {originals[name]: twin for name, twin in twins.items()})
     report = coverage(model, keep_float)
     print(coverage_summary(report))
     return model, report
 
 
-def _is_swappable(module: nn.Module) -> bool:
-    return type(module) in _SWAPS
-
-
-def _check_has_layers(model: nn.Module, names: Sequence[str]) -> None:
+def _swappable(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that can have a twin by name, at least one."""
+    unused = without_effect(model)
+    found = {n: m for n, m in model.named_modules() if type(m) in _SWAPS and m not in unused}
     kind = type(model).__name__
-    if not names:
+    if not found and quantized_layers(model):
+        raise UserError(
+            f"model: must have layers to convert, got a {kind} that is already converted; "
+            "use lbdet.set_precision"
+        )
+    if not found:
         raise UserError(
             f"model: must have float nn.Conv2d or nn.Linear, got none in {kind}; give a float model"
         )
-    if "" in names:
+    if "" in found:
         raise UserError(f"model: layers must be inside it, got a bare {kind}; wrap it in nn.Sequential")
-
-
-def _matching(pattern: str, names: Sequence[str]) -> list[str]:
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if not found:
-        raise UserError(
-            f"pattern {pattern!r} matches none of the {len(names)} layers"
-            f"{closest(pattern.rstrip('*.'), names)}"
-        )
     return found
 
 
-def _swap(
-    model: nn.Module, name: str, weight_quantizer: WeightQuantizer, activation_quantizer: ActivationQuantizer
-) -> QuantLayer:
-    original = model.get_submodule(name)
-    layer = _SWAPS[type(original)].from_float(original, weight_quantizer, activation_quantizer)
+def _check_patterns(keep_float: Sequence[str], overrides: Sequence[Override], names: Sequence[str]) -> None:
+    parts = [name.split(".")[:i] for name in names for i in range(1, name.count(".") + 1)]
+    groups = [".".join(part) + ".*" for part in parts]
+    patterns = [("keep_float", p) for p in keep_float] + [("overrides", o.pattern) for o in overrides]
+    for key, pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = closest(pattern, [*names, *groups])
+            raise UserError(f"{key}: pattern {pattern!r} matches none of the {len(names)} layers{hint}")
+
+
+def _twin(original: nn.Module, choices: Sequence[Override]) -> tuple[QuantLayer, Precision | str]:
+    """Return the twin of a layer, at float, and the width that it is to have: of choices the first counts.
+
+    The last choice has everything and stands for the model; a width of another one is fixed.
+    """
+    weight = next(o.weight for o in choices if o.weight)
+    activation = next(o.activation for o in choices if o.activation)
+    width, choice = next((o.precision, o) for o in choices if o.precision is not None)
+    twin = _SWAPS[type(original)].from_float(original, weight.build(), activation.build())
+    twin.scheduled = choice is choices[-1]
+    return twin, width
+
+
+def _place(model: nn.Module, twins: Mapping[nn.Module, QuantLayer]) -> None:
+    """Put twins where their originals are, under every name that those have."""
     for parent in list(model.modules()):
         for child, module in parent._modules.items():  # named_children skips the second name of a layer
-            if module is original:
-                setattr(parent, child, layer)
-    return layer
+            if module is not None and module in twins:
+                setattr(parent, child, twins[module])
 
 
 QuantizerT = TypeVar("QuantizerT", WeightQuantizer, ActivationQuantizer)

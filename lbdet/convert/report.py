@@ -14,6 +14,11 @@ from lbdet.convert.layers import quantized_layers
 from lbdet.nn import QuantConv2d, QuantLayer, QuantLinear
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
+_READ_WEIGHTS = {
+    "torch.nn.modules.transformer.TransformerEncoderLayer",  # without gradients
+    "torchvision.models.swin_transformer.ShiftedWindowAttention",
+}
+"""modules that compute with the weights of their layers and do not call them"""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,20 @@ def coverage(model: nn.Module, keep_float: Iterable[str] = ()) -> list[LayerCove
         keep_float: the patterns given to `quantize_model`, to be named as the reason.
     """
     layers = ((n, m) for n, m in model.named_modules() if isinstance(m, _WEIGHTED))
-    return [_layer_coverage(name, layer, tuple(keep_float)) for name, layer in layers]
+    unused = without_effect(model)
+    return [_layer_coverage(name, layer, tuple(keep_float), unused.get(layer)) for name, layer in layers]
+
+
+def without_effect(model: nn.Module) -> dict[nn.Module, str]:
+    """Return the layers whose `forward` is not what the model computes with, and why; others too.
+
+    A quantized twin of theirs would change nothing.
+    """
+    found = {m: "its forward was replaced" for m in model.modules() if "forward" in vars(m)}
+    for module in model.modules():
+        if any(f"{cls.__module__}.{cls.__name__}" in _READ_WEIGHTS for cls in type(module).__mro__):
+            found |= dict.fromkeys(module.children(), f"{type(module).__name__} reads its weight directly")
+    return found
 
 
 def coverage_summary(report: Sequence[LayerCoverage]) -> str:
@@ -94,23 +112,25 @@ def coverage_json(report: Sequence[LayerCoverage]) -> list[dict[str, Any]]:
     return [asdict(r) for r in report]
 
 
-def _why_float(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> str:
+def _why_float(name: str, layer: nn.Module, keep_float: tuple[str, ...], unused: str | None) -> str:
     pattern = next((p for p in keep_float if fnmatchcase(name, p)), None)
     if pattern is not None:
         return f"keep_float {pattern!r}"
     if type(layer) in (nn.Conv2d, nn.Linear):
-        return "not converted"
+        return unused or "not converted"
     return f"type {type(layer).__name__} has no quantized twin"
 
 
 @torch.no_grad()
-def _layer_coverage(name: str, layer: nn.Module, keep_float: tuple[str, ...]) -> LayerCoverage:
+def _layer_coverage(
+    name: str, layer: nn.Module, keep_float: tuple[str, ...], unused: str | None
+) -> LayerCoverage:
     kind = "linear" if isinstance(layer, nn.Linear) else type(layer).__name__.removeprefix("Quant").lower()
     assert isinstance(layer.weight, Tensor)
     shape, weights = tuple(layer.weight.shape), layer.weight.numel()
     base = LayerCoverage(name, kind, shape, weights, None, stored_bits=32 * weights)
     if not isinstance(layer, (QuantConv2d, QuantLinear)):
-        return replace(base, reason=_why_float(name, layer, keep_float))
+        return replace(base, reason=_why_float(name, layer, keep_float, unused))
     quantizer, bits = layer.weight_quantizer, layer.precision.weight_bits
     base = replace(base, format=quantizer.format, solver=quantizer.solver, granularity=quantizer.granularity)
     base = _with_input(base, layer)

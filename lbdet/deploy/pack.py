@@ -110,9 +110,14 @@ def pack_model(
     tied = _second_names(model)
     own = _own_tensors(model, parts, pairs, tied)
     layers = in_file_order([part.layer for part in parts.values()])
-    precision = Precision.parse(precision) if isinstance(precision, str) else precision
     header = Header(
-        architecture, tuple(classes), precision, layers, config, installed_version("lbdet") or "unknown", tied
+        architecture,
+        tuple(classes),
+        Precision.parse(precision),
+        layers,
+        config,
+        installed_version("lbdet") or "unknown",
+        tied,
     )
     tensors = _tensors([parts[name] for name in layers], own)
     size = container.write(Path(path), tensors, to_metadata(header))

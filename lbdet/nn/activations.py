@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lbdet.errors import UserError
+from lbdet.nn.version import version
 from lbdet.quant import activations, binary, dorefa, uniform
 
 UPDATES = ("learned", "average", "loss", "fixed")
@@ -48,8 +49,7 @@ class ActivationQuantizer(nn.Module):
             names = ", ".join(activations.OBJECTIVES)
             raise ValueError(f"objective must be one of {names}, got {objective!r}")
         self.objective, self.learned = objective, learned
-        self._lows: dict[int, int] = {}
-        self.register_load_state_dict_post_hook(_forget)
+        self._lows: dict[int, tuple[Tensor, object, int]] = {}
 
     def prepare(self, bits: int, device: torch.device) -> None:
         """Make the range of a width, not calibrated yet, where there is none."""
@@ -67,7 +67,6 @@ class ActivationQuantizer(nn.Module):
         """Take over what calibration found, in place: the scale and the lowest code around zero."""
         self.get_parameter(f"log_scale_{bits}").fill_(math.log(scale))
         self.get_buffer(f"low_{bits}").fill_(low)
-        self._lows[bits] = low
 
     def range(self, bits: int) -> tuple[float, int, int] | None:
         """Return scale, lowest and highest code around zero; None without a (calibrated) range."""
@@ -77,18 +76,27 @@ class ActivationQuantizer(nn.Module):
         return self.get_parameter(f"log_scale_{bits}").exp().item(), low, low + (1 << bits) - 1
 
     def pop_penalty(self) -> Tensor | None:
-        """Return the last forward pass's extra loss, once; None where the format has none."""
+        """Return the extra loss of the forward passes since the last call, their mean; None without one."""
         return None
 
     @abstractmethod
     def forward(self, x: Tensor, bits: int, dim: int) -> Tensor:
         """Return the representable values that stand for `x`; `dim` is the dimension of channels."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what was read from buffers out of copies."""
+        return super().__getstate__() | {"_lows": {}}
+
     def _low(self, bits: int) -> int:
-        """Return the lowest code; reading the buffer would make a GPU wait, so it is kept."""
-        if bits not in self._lows:
-            self._lows[bits] = int(self.get_buffer(f"low_{bits}"))
-        return self._lows[bits]
+        """Return the lowest code. Reading a buffer makes a GPU wait, so it is kept until that is replaced or
+        changed in place.
+        """
+        buffer = self.get_buffer(f"low_{bits}")
+        known, known_version, low = self._lows.get(bits, (None, None, 0))
+        if known is not buffer or known_version != version(buffer):
+            low = int(buffer)
+            self._lows[bits] = buffer, version(buffer), low
+        return low
 
     def _check_calibrated(self, bits: int) -> None:
         if not self.calibrated(bits):
@@ -105,8 +113,8 @@ class UniformActivation(ActivationQuantizer):
         objective: what calibration and updates minimise: "mse", or "channel_aware", in which every channel
             counts the same (see `lbdet.quant.activations`).
         update: how the scale goes on after calibration: "learned" by the task's gradient (LSQ), "loss" by the
-            objective's gradient (an extra loss), "average" as an exponential average of the best scales of
-            batches, or "fixed". The lowest code stays.
+            objective's gradient (an extra loss, kept until `pop_penalty` takes it), "average" as an
+            exponential average of the best scales of batches, or "fixed". The lowest code stays.
     """
 
     format = "uniform"
@@ -117,11 +125,12 @@ class UniformActivation(ActivationQuantizer):
         if update not in UPDATES:
             raise ValueError(f"update must be one of {', '.join(UPDATES)}, got {update!r}")
         self.update = update
-        self.penalty: Tensor | None = None
+        self.penalties: list[Tensor] = []
+        """of each use of the layer in a forward pass"""
 
     def pop_penalty(self) -> Tensor | None:
-        penalty, self.penalty = self.penalty, None
-        return penalty
+        found, self.penalties = self.penalties, []
+        return sum(found[1:], found[0]) / len(found) if found else None
 
     def forward(self, x: Tensor, bits: int, dim: int) -> Tensor:
         self._check_calibrated(bits)
@@ -140,8 +149,8 @@ class UniformActivation(ActivationQuantizer):
         return f"objective={self.objective!r}, update={self.update!r}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the penalty, which hangs on a graph, out of copies."""
-        return self.__dict__ | {"penalty": None}
+        """Leave penalties, which hang on a graph, out of copies."""
+        return super().__getstate__() | {"penalties": []}
 
     def _follow_data(self, x: Tensor, log_scale: Tensor, low: int, high: int, dim: int) -> None:
         assert self.objective is not None
@@ -152,7 +161,7 @@ class UniformActivation(ActivationQuantizer):
         elif self.update == "loss":
             x = activations.sample(x, dim)  # [positions, C]
             quantized = uniform.fake_quantize(x, log_scale.exp(), low, high)
-            self.penalty = activations.error(x, quantized, self.objective, -1)
+            self.penalties.append(activations.error(x, quantized, self.objective, -1))
 
 
 class DorefaActivation(ActivationQuantizer):
@@ -197,9 +206,3 @@ class BinaryActivation(ActivationQuantizer):
 
     def forward(self, x: Tensor, bits: int, dim: int) -> Tensor:
         return binary.fake_quantize_activation(x)
-
-
-def _forget(module: nn.Module, _: Any) -> None:
-    """Let `_low` read the buffers again after they were loaded."""
-    assert isinstance(module, ActivationQuantizer)
-    module._lows.clear()

@@ -97,6 +97,17 @@ def statistics(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @torch.no_grad()
+def set_statistics(model: nn.Module, found: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Take over running means and variances by name, as `statistics` returns them, in place."""
+    for name, values in found.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, _BatchNorm)
+        for buffer, value in zip((layer.running_mean, layer.running_var), values, strict=True):
+            assert buffer is not None
+            buffer.copy_(value)
+
+
+@torch.no_grad()
 def shift_statistics(
     model: nn.Module,
     stored: Mapping[str, tuple[Tensor, Tensor]],

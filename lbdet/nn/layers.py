@@ -1,20 +1,21 @@
 """Layers that compute with quantized weights and inputs, and train float weights.
 
-`from_float` shares the original's parameters and overrides only `forward`: state dict keys stay
-torchvision's, and at full precision the output is the original's bit for bit.
+`from_float` shares the original's parameters, buffers and hooks and overrides only `forward`: state dict keys
+stay torchvision's, and at full precision the output is the original's bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lbdet.nn.activations import ActivationQuantizer, UniformActivation
+from lbdet.nn.version import version
 from lbdet.nn.weights import WeightQuantizer
 from lbdet.precision import FLOAT, Precision
 
@@ -37,7 +38,7 @@ class HeldWeight:
         """Quantize the weight of a layer at its precision, with a gradient where gradients are on."""
         made_of = _made_of(layer)
         values = quantized_weight(layer)
-        versions = [_version(tensor) for tensor in made_of]
+        versions = [version(tensor) for tensor in made_of]
         return cls(values, layer.precision, torch.is_grad_enabled(), made_of, versions)
 
     def serves(self, layer: QuantLayer) -> bool:
@@ -48,7 +49,7 @@ class HeldWeight:
         return (
             len(now) == len(self.made_of)
             and all(tensor is known for tensor, known in zip(now, self.made_of, strict=True))
-            and [_version(tensor) for tensor in now] == self.versions
+            and [version(tensor) for tensor in now] == self.versions
         )
 
 
@@ -76,13 +77,7 @@ class QuantConv2d(nn.Conv2d):
         activation_quantizer: ActivationQuantizer | None = None,
     ) -> QuantConv2d:
         """Wrap `conv`; its parameters are shared, not copied. Inputs are uniform unless given otherwise."""
-        shape: Any = conv  # torch declares 2-tuples where it stores tuples
-        with torch.device("meta"):
-            layer = cls(
-                conv.in_channels, conv.out_channels, shape.kernel_size, shape.stride, shape.padding,
-                shape.dilation, conv.groups, conv.bias is not None, conv.padding_mode,
-            )  # fmt: skip
-        return _adopt(layer, conv, weight_quantizer, activation_quantizer)
+        return _twin(cls, conv, weight_quantizer, activation_quantizer)
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(quantized_input(self, input), quantized_weight(self), self.bias)
@@ -109,9 +104,7 @@ class QuantLinear(nn.Linear):
         activation_quantizer: ActivationQuantizer | None = None,
     ) -> QuantLinear:
         """Wrap `linear`; its parameters are shared, not copied. Inputs are uniform unless given otherwise."""
-        with torch.device("meta"):
-            layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
-        return _adopt(layer, linear, weight_quantizer, activation_quantizer)
+        return _twin(cls, linear, weight_quantizer, activation_quantizer)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(quantized_input(self, input), quantized_weight(self), self.bias)
@@ -150,19 +143,17 @@ def _made_of(layer: QuantLayer) -> list[Tensor]:
     return [layer.weight, *quantizer.parameters(), *quantizer.buffers()]
 
 
-def _version(tensor: Tensor) -> object:
-    """Return what is another after each change in place; of an inference tensor that is not counted."""
-    return object() if tensor.is_inference() else tensor._version
-
-
-def _adopt(
-    layer: LayerT,
+def _twin(
+    cls: type[LayerT],
     original: nn.Conv2d | nn.Linear,
     weight_quantizer: WeightQuantizer,
     activation_quantizer: ActivationQuantizer | None,
 ) -> LayerT:
-    for name, parameter in original.named_parameters(recurse=False):
-        setattr(layer, name, parameter)
+    """Return a layer with all that `original` has. Hooks stay in the same dicts, where their handles look."""
+    layer = cls.__new__(cls)
+    state = original.__getstate__()
+    own = {name: state[name].copy() for name in ("_parameters", "_buffers", "_modules")}
+    layer.__setstate__(state | own)
     layer.weight_quantizer = weight_quantizer
     layer.activation_quantizer = activation_quantizer or UniformActivation()
     layer.precision, layer.scheduled = FLOAT, True

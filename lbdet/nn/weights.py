@@ -92,11 +92,7 @@ class LbwWeight(WeightQuantizer):
 
     def __init__(self, solver: str = "exact", granularity: str = "per_channel", ratio: float = 0.75) -> None:
         super().__init__()
-        if solver not in ("exact", "semi"):
-            raise ValueError(f"solver must be 'exact' or 'semi', got {solver!r}")
-        if not ratio > 0:
-            raise ValueError(f"ratio must be positive, got {ratio}")
-        check_granularity(granularity)
+        lbw.check_options(solver, granularity, ratio)
         self.solver, self.granularity, self.ratio = solver, granularity, ratio
 
     def forward(self, weight: Tensor, bits: int) -> Tensor:
@@ -167,10 +163,10 @@ class UniformWeight(WeightQuantizer):
             return straight_through(weight, self.quantize(weight, bits).dequantize().to(weight.dtype))
         low, high = uniform.code_range(bits, self.symmetric)
         log_scale = self.get_parameter(f"log_scale_{bits}")
-        gradient_scale = uniform.lsq_gradient_scale(weight.numel() // max(log_scale.numel(), 1), high)
         if not self.symmetric:
             zero_point = per_row(self.get_buffer(f"zero_point_{bits}"), weight.ndim)
             low, high = low - zero_point, high - zero_point
+        gradient_scale = uniform.lsq_gradient_scale(weight.numel() // max(log_scale.numel(), 1), high)
         return uniform.fake_quantize_learned(weight, log_scale, low, high, gradient_scale)
 
     @torch.no_grad()

@@ -32,8 +32,8 @@ Reference:
     object detection" (LBW-Net), arXiv 1612.06052.
 
 Differs from the paper:
-    "exact" solves the problem for every width; the paper has an exact formula for 2 bits
-    (`ternary_by_sorting`) and a semi-analytical rule above (`solver="semi"`).
+    "exact" solves the problem for every width; the paper has an exact formula for 2 bits, by sorting, and
+    a semi-analytical rule above (`solver="semi"`).
 """
 
 from __future__ import annotations
@@ -123,8 +123,7 @@ def quantize(
         ValueError: an argument out of its range.
         NumericsError: the weight has values that are not finite.
     """
-    n, ratio = _check(bits, solver, granularity, ratio)
-    arguments = weight.detach(), n, ratio, granularity
+    arguments = _arguments(weight, bits, solver, granularity, ratio)
     codes, s = native.lbw(*arguments, torch.int8) or _codes(*arguments)
     return LBWTensor(codes, s if granularity == "per_channel" else s[0], bits)
 
@@ -142,38 +141,30 @@ def fake_quantize(
     Gradient:
         Straight through: the weight gets the gradient at the quantized weight, everywhere.
     """
-    n, ratio = _check(bits, solver, granularity, ratio)
-    arguments = weight.detach(), n, ratio, granularity
+    arguments = _arguments(weight, bits, solver, granularity, ratio)
     found = native.lbw(*arguments, torch.float32)
     return straight_through(weight, _values(*arguments) if found is None else found[0])
 
 
-def ternary_by_sorting(weight: Tensor) -> LBWTensor:
-    """Solve the 2-bit problem for a whole tensor with the paper's formula, in O(N log N).
+def check_options(solver: str, granularity: str, ratio: float) -> None:
+    """Refuse what `quantize` does not have.
 
-    For each count k of nonzero weights the k largest are kept, and s = floor(log2(4 ||W_k||_1 / (3 k)));
-    the k with the least squared error wins. Slower than `quantize` and equal in error to it: its tests use
-    this as an oracle.
+    Raises:
+        ValueError: an unknown solver or granularity, or a ratio that is not positive.
     """
-    magnitude, order = weight.flatten().double().abs().sort(descending=True)
-    k = torch.arange(1, magnitude.numel() + 1, dtype=torch.float64, device=weight.device)
-    kept = magnitude.cumsum(0)
-    s = _floor_log2(4 * kept / (3 * k)).clamp_max(_MAX_EXPONENT)
-    scale = pow2(s).double()
-    best = int((scale.square() * k - 2 * scale * kept).argmin())
-    codes = torch.zeros_like(order, dtype=torch.int8)
-    codes[order[: best + 1]] = 1
-    return LBWTensor((codes.view(weight.shape) * weight.sign()).to(torch.int8), s[best], 2)
-
-
-def _check(bits: int, solver: str, granularity: str, ratio: float) -> tuple[int, float]:
-    """Return n and the ratio, 0 for the exact solver, after a look at all arguments."""
     check_granularity(granularity)
     if solver not in ("exact", "semi"):
-        raise ValueError(f"lbw: solver must be 'exact' or 'semi', got {solver!r}")
-    if solver == "semi" and not ratio > 0:
-        raise ValueError(f"lbw: ratio must be positive, got {ratio}")
-    return magnitudes(bits), ratio if solver == "semi" else 0.0
+        raise ValueError(f"solver must be 'exact' or 'semi', got {solver!r}")
+    if not ratio > 0:
+        raise ValueError(f"ratio must be positive, got {ratio}")
+
+
+def _arguments(
+    weight: Tensor, bits: int, solver: str, granularity: str, ratio: float
+) -> tuple[Tensor, int, float, str]:
+    """Return the weight, n, the ratio (0 for the exact solver) and the granularity, after a look at all."""
+    check_options(solver, granularity, ratio)
+    return weight.detach(), magnitudes(bits), ratio if solver == "semi" else 0.0, granularity
 
 
 def _values(weight: Tensor, n: int, ratio: float, granularity: str) -> Tensor:

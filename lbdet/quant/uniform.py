@@ -178,7 +178,11 @@ def quantize(
 
 
 def fake_quantize(
-    x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, gradient_scale: float = 1.0
+    x: Tensor,
+    scale: Tensor,
+    low: int | Tensor,
+    high: int | Tensor,
+    gradient_scale: float | Tensor = 1.0,
 ) -> Tensor:
     """Return scale * clamp(round(x / scale), low, high); ties go to the even level.
 
@@ -189,7 +193,8 @@ def fake_quantize(
         scale: float32, positive, `[]` or broadcastable to `x` (`[C, 1, 1, 1]` for a weight).
         low: integers <= 0; a tensor must be broadcastable to `x`.
         high: integers >= 0, likewise.
-        gradient_scale: factor on the gradient of the scale, see `lsq_gradient_scale`.
+        gradient_scale: factor on the gradient of the scale, see `lsq_gradient_scale`; a tensor must be
+            broadcastable to the scale.
 
     Returns:
         The shape, dtype and memory format of `x`, a new tensor.
@@ -207,7 +212,7 @@ def fake_quantize(
 
 
 def fake_quantize_learned(
-    x: Tensor, log_scale: Tensor, low: int | Tensor, high: int | Tensor, gradient_scale: float
+    x: Tensor, log_scale: Tensor, low: int | Tensor, high: int | Tensor, gradient_scale: float | Tensor
 ) -> Tensor:
     """Return `fake_quantize` at the scale `positive(log_scale)`, with its values and gradients, in one step.
 
@@ -218,15 +223,18 @@ def fake_quantize_learned(
     return _FakeQuantize.apply(x, log_scale, low, high, gradient_scale, True)
 
 
-def lsq_gradient_scale(elements: int, high: int) -> float:
+def lsq_gradient_scale(elements: int, high: int | Tensor) -> float | Tensor:
     """Return 1 / sqrt(elements * high), the paper's factor on the gradient of a scale.
 
     With it the scale's updates are, relative to the scale, about as large as those of the weights to theirs.
 
     Args:
         elements: how many numbers share the scale, at least 1.
-        high: the largest code minus the zero point; below 1 it counts as 1.
+        high: the largest code minus the zero point; below 1 it counts as 1. A tensor where scales have zero
+            points of their own.
     """
+    if isinstance(high, Tensor):
+        return 1 / (elements * high.clamp_min(1).double()).sqrt()
     return 1 / math.sqrt(elements * max(high, 1))
 
 
@@ -254,7 +262,13 @@ def positive(log_scale: Tensor) -> Tensor:
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, low: int | Tensor, high: int | Tensor, factor: float, is_log: bool
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        low: int | Tensor,
+        high: int | Tensor,
+        factor: float | Tensor,
+        is_log: bool,
     ) -> Tensor:
         ctx.low, ctx.high, ctx.factor, ctx.is_log, ctx.shape = low, high, factor, is_log, scale.shape
         if is_log:

@@ -148,7 +148,7 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_else(
         ("data.root=/nowhere", "/nowhere"),
         ("model.name=ssd_tinny", "model.name: must be one of"),
         ("model.name=resnet18", "data.name: a classifier needs one of"),
-        ("quantizer.keep_float=[haed.*]", "quantizer: pattern 'haed.*' matches none of the"),
+        ("quantizer.keep_float=[haed.*]", "quantizer: keep_float: pattern 'haed.*' matches none of the"),
         ("schedule={target: W4A4, stochastic: {blocks: [x]}}", "pattern 'x' matches no module"),
         ("schedule={name: cyclic, start: W6A6, target: W2A2}", "each of the 10 stages needs an update"),
     ],

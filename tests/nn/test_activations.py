@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from lbdet.errors import UserError
 from lbdet.nn import (
@@ -253,6 +254,30 @@ def test_a_state_dict_carries_whether_and_to_what_a_range_was_set(form: str) -> 
 
 
 @pytest.mark.parametrize("form", WITH_RANGE)
+def test_a_range_whose_buffers_are_written_or_replaced_is_followed(form: str) -> None:
+    quantizer, other = calibrated(form, 4), FORMS[form]()
+    other.prepare(4, CPU)
+    other.set_range(4, 0.05, -3)
+    average = AveragedModel(quantizer, use_buffers=True)
+    assert average.module.range(4) == quantizer.range(4)
+    average.update_parameters(other)
+    assert average.module.range(4) == other.range(4)
+    quantizer.load_state_dict(other.state_dict(), assign=True)
+    assert quantizer.range(4) == other.range(4)
+
+
+@pytest.mark.parametrize("form", WITH_RANGE)
+def test_a_range_is_read_from_its_buffer_once_so_that_no_forward_pass_waits(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantizer, reads, read = calibrated(form, 4), [], Tensor.__int__
+    monkeypatch.setattr(Tensor, "__int__", lambda tensor: (reads.append(1), read(tensor))[1])
+    for _ in range(3):
+        quantizer(maps(), 4, -3)
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("form", WITH_RANGE)
 def test_setting_a_range_leaves_a_copy_alone_and_follows_a_load(form: str) -> None:
     quantizer = calibrated(form, 4)
     copied, before = copy.deepcopy(quantizer), quantizer.range(4)
@@ -361,6 +386,20 @@ def test_a_loss_leaves_a_penalty_once_whose_gradient_reaches_the_scale_only(
     slope = log_scale_of(quantizer, 4).grad
     assert slope is not None
     assert slope.sign() == (1 if factor > 1 else -1)
+
+
+def test_the_penalty_of_a_layer_used_several_times_is_the_mean_of_its_uses() -> None:
+    quantizer = calibrated("uniform loss", 4, training=True)
+    penalties, inputs = [], (maps(), 2 * maps(), maps() - 1)
+    for x in inputs:
+        quantizer(x, 4, -3)
+        penalties.append(quantizer.pop_penalty())
+    for x in inputs:
+        quantizer(x, 4, -3)
+    together = quantizer.pop_penalty()
+    assert together is not None
+    assert quantizer.pop_penalty() is None
+    torch.testing.assert_close(together, torch.stack(penalties).mean())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form, training", [(form, form != "uniform loss") for form in FORMS])

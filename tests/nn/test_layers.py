@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import itertools
+import pickle
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune, weight_norm
 
 from lbdet.errors import UserError
 from lbdet.nn import (
@@ -214,6 +216,77 @@ def test_a_frozen_weight_stays_frozen_and_a_mode_stays_the_mode() -> None:
     assert twin.bias is not None
     assert twin.bias.requires_grad
     assert QuantConv2d.from_float(original.train(), LbwWeight()).training
+
+
+@every_kind
+def test_hooks_of_the_original_fire_on_the_twin_until_their_handles_remove_them(kind: str) -> None:
+    original, seen = ORIGINALS[kind](), []
+    handles = [
+        original.register_forward_pre_hook(lambda *_: seen.append("before")),
+        original.register_forward_hook(lambda *_: seen.append("after")),
+        original.register_full_backward_hook(lambda *_: seen.append("backward")),
+    ]
+    twin = twin_of(original, LbwWeight())
+    del original
+    twin(images().requires_grad_()).sum().backward()
+    assert seen == ["before", "after", "backward"]
+    for handle in handles:
+        handle.remove()
+    twin(images().requires_grad_()).sum().backward()
+    assert len(seen) == 3
+
+
+REPARAMETRIZED: dict[str, Callable[[nn.Module], object]] = {
+    "weight norm": weight_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "pruned for good": lambda layer: prune.remove(prune.l1_unstructured(layer, "weight", 0.5), "weight"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@every_kind
+@pytest.mark.parametrize("how", REPARAMETRIZED)
+def test_a_weight_that_hooks_calculate_is_quantized_and_its_parameters_train(how: str, kind: str) -> None:
+    torch.manual_seed(0)
+    original = ORIGINALS[kind]()
+    REPARAMETRIZED[how](original)
+    twin = twin_of(original, LbwWeight())
+    assert list(twin.state_dict()) == list(original.state_dict())
+    assert torch.equal(twin(images()), original(images()))
+    twin.precision = Precision(4)
+    output = twin(images())
+    assert isinstance(original.weight, Tensor)
+    rounded = lbw.fake_quantize(original.weight, 4)
+    x, bias = images(), original.bias
+    expected = F.linear(x, rounded, bias) if kind == "linear" else original._conv_forward(x, rounded, bias)
+    assert torch.equal(output, expected)
+    output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in twin.parameters())
+
+
+def test_a_compiled_original_does_not_compute_for_its_twin() -> None:
+    original = conv("plain")
+    original.compile(backend="eager")
+    twin = QuantConv2d.from_float(original, LbwWeight())
+    twin.precision = Precision(2)
+    assert not torch.equal(twin(images()), original(images()))
+
+
+def test_a_twin_can_be_pickled() -> None:
+    twin = QuantConv2d.from_float(conv("plain"), LbwWeight())
+    twin.precision = Precision(4)
+    read = pickle.loads(pickle.dumps(twin))
+    assert torch.equal(read(images()), twin(images()))
+
+
+def test_the_original_stays_what_it_is() -> None:
+    original = nn.Linear(2, 3)
+    before, keys = dict(vars(original)), list(original.state_dict())
+    twin = QuantLinear.from_float(original, UniformWeight())
+    twin.weight_quantizer.start(twin.weight, 4)
+    twin.bias = None
+    assert list(original.state_dict()) == keys
+    assert vars(original) == before
 
 
 def test_a_new_twin_is_float_and_scheduled() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -26,6 +27,7 @@ from lbdet.nn import (
     WeightQuantizer,
 )
 from lbdet.quant import binary, dorefa, lbw, learned_levels, uniform
+from lbdet.quant.rows import per_row
 
 GRANULARITIES = ("per_tensor", "per_channel")
 FORMS: dict[str, Callable[[str], WeightQuantizer]] = {
@@ -403,9 +405,27 @@ def test_a_learned_scale_has_the_gradients_of_lsq(form: str, granularity: str, b
         slope = torch.where(
             below, low - zero_point, torch.where(above, high - zero_point, steps.round() - steps)
         )
-        factor = (steps.numel() * high) ** -0.5
+        factor = (steps.numel() * max(high - int(zero_point), 1)) ** -0.5
         assert torch.equal(found[0][r], g * ~(below | above))
         torch.testing.assert_close(found[1][r], (slope * g).sum() * factor / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_scale_of_one_sided_rows_counts_their_levels_from_zero() -> None:
+    weight = torch.rand(2, 64, generator=torch.Generator().manual_seed(0))
+    slopes = []
+    for quantizer in (UniformWeight(symmetric=False), UniformWeight("per_tensor", symmetric=False)):
+        quantizer.start(weight, 4)
+        assert (quantizer.get_buffer("zero_point_4") == -8).all()  # levels 0 .. 15
+        quantizer(weight, 4).sum().backward()
+        log_scale = quantizer.get_parameter("log_scale_4")
+        assert log_scale.grad is not None
+        slopes.append(log_scale.grad)
+        scale = log_scale.detach().exp()
+        steps = weight / per_row(scale, 2)
+        slope = torch.where(steps > 15, 15, steps.round() - steps).sum(-1 if scale.ndim else (0, 1))
+        expected = slope / scale / math.sqrt(weight.numel() / scale.numel() * 15)
+        torch.testing.assert_close(log_scale.grad, expected, rtol=1e-4, atol=1e-5)
+    assert [slope.shape for slope in slopes] == [(2,), ()]
 
 
 @every_few

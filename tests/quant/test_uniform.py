@@ -608,6 +608,8 @@ def test_infinite_values_clip_and_what_is_not_a_number_stays_so() -> None:
 def test_the_gradient_scale_is_that_of_the_paper() -> None:
     assert uniform.lsq_gradient_scale(900, 4) == pytest.approx(1 / 60)
     assert uniform.lsq_gradient_scale(16, 0) == uniform.lsq_gradient_scale(16, 1) == 0.25
+    many = uniform.lsq_gradient_scale(900_000_000, torch.tensor([4, 0, 9], dtype=torch.int32))
+    assert many == pytest.approx([1 / 60_000, 1 / 30_000, 1 / 90_000])
 
 
 def test_positive_is_exp_and_its_gradient_is_divided_by_the_scale() -> None:
