@@ -7,7 +7,9 @@ is missing. With --budget a mixture of widths that fits is suggested, ready for 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from functools import partial
@@ -20,7 +22,7 @@ from pydantic import TypeAdapter
 
 from lbdet.build import Built, build, build_task, load_run, read_data
 from lbdet.cli import exit_code
-from lbdet.config import load_config
+from lbdet.config import Config, dump_config, load_config
 from lbdet.convert import check_width, model_bytes, quantized_layers, set_float
 from lbdet.data.files import MAX_JSON, read_json, read_text
 from lbdet.data.records import spread_images
@@ -72,7 +74,7 @@ def _sensitivity(args: argparse.Namespace) -> None:
         for precision in precisions:
             check_width(layer.weight_quantizer, layer.activation_quantizer, precision, name)
     units = units_of(built.model, args.by)
-    facts = {"source": args.run or args.config, "by": args.by, "images": args.images, "settings": settings}
+    facts = {"by": args.by, "images": args.images, **_model_facts(config, args.run)}
     known = _known(args.output, facts, units)
     records = known + _measure(built, units, precisions, val, args, known)
     order = {unit: i for i, unit in enumerate(units)}
@@ -87,6 +89,15 @@ def _sensitivity(args: argparse.Namespace) -> None:
         write_text(args.output / "overrides.yaml", text)
         say(f"\nfor {args.budget} bytes, to be put under `quantizer` ({args.output}/overrides.yaml):\n")
         say(text)
+
+
+def _model_facts(config: Config, run: str | None) -> dict[str, Any]:
+    """Return what the measured model is made from: its whole config, and the content of its weights files."""
+    model = config.model
+    names = [f"{run}/model.safetensors"] if run else [model.weights, model.weights_backbone]
+    files = [Path(name) for name in names if name and os.path.isfile(name)]
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    return {"config": yaml.safe_load(dump_config(config)), "weights": hashes}
 
 
 def _measure(

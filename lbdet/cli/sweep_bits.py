@@ -1,6 +1,7 @@
 """`sweep_bits.py`: mAP against bit-width. Trains and evaluates one detector or classifier at several widths.
 
-The cells of a sweep are ordinary runs in DIR/cells; a second call does only what is missing.
+The cells of a sweep are ordinary runs in DIR/cells; a second call does only what is missing, and must give
+the cells that are there the settings that they have.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,8 +20,9 @@ from lbdet.engine.progress import say
 from lbdet.errors import UserError
 from lbdet.precision import Precision
 from lbdet.sweep.cells import MODES, Cell, plan_cells
-from lbdet.sweep.collect import collect, known_cells, markdown, write
+from lbdet.sweep.collect import collect, known_records, markdown, write
 from lbdet.sweep.engines import ENGINES
+from lbdet.sweep.recipe import check_recipe
 from lbdet.sweep.report import write_report
 from lbdet.sweep.run import Sweep
 
@@ -44,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
     )
+    parser.add_argument(
+        "--at", action="append", default=[], metavar=("W2", "KEY.PATH=VALUE"), nargs="+",
+        help="more settings, for the qat cells of one of the precisions; they come after those of --set",
+    )  # fmt: skip
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--engine", choices=tuple(ENGINES), default="local")
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -54,14 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sweep(args: argparse.Namespace, command: str) -> None:
     distributed.refuse_many("sweep_bits.py")
-    sweep = Sweep(args.config, tuple(chain.from_iterable(args.settings)), Path(args.output))
     precisions = [Precision.parse(text) for text in args.precisions]
     cells = plan_cells(precisions, args.mode, args.seeds, args.ratios)
+    at = _settings_at(args.at, cells)
+    sweep = Sweep(args.config, tuple(chain.from_iterable(args.settings)), Path(args.output), at)
     for cell in cells:  # what is impossible is told before anything runs
-        sweep.config_of(cell)
-    known = known_cells(sweep.folder)
+        check_recipe(sweep, cell)
+    known = known_records(sweep.folder)
     problems: dict[str, str | None] = {}
-    shown = [*cells, *(cell for cell in known if cell not in cells)]
     _make(sweep)
     starts = [cell for cell in cells if cell.mode == "float"]
     for wave in (starts, [cell for cell in cells if cell not in starts]):
@@ -69,11 +75,30 @@ def _sweep(args: argparse.Namespace, command: str) -> None:
             problems[cell.name] = problem
             if problem:
                 say(f"{cell.name} failed: {problem}")
-            write(sweep, collect(sweep, shown, problems, command))
+            write(collect(sweep, cells, problems, known, command))
     say("")
-    say(markdown(collect(sweep, shown, problems, command)))
+    say(markdown(collect(sweep, cells, problems, known, command)))
     write_report([sweep.folder])
     _raise_if_failed(problems, cells, sweep)
+
+
+def _settings_at(groups: Sequence[Sequence[str]], cells: Sequence[Cell]) -> Mapping[Precision, list[str]]:
+    """Return the settings of each `--at` by its precision.
+
+    Raises:
+        UserError: a precision without a qat cell, or without a setting.
+    """
+    found: dict[Precision, list[str]] = {}
+    trained = list(dict.fromkeys(cell.precision for cell in cells if cell.mode == "qat"))
+    for text, *settings in groups:
+        precision = Precision.parse(text)
+        if precision not in trained:
+            names = ", ".join(map(str, trained)) or "none"
+            raise UserError(f"--at: must be a precision that is trained here ({names}), got {text}")
+        if not settings:
+            raise UserError(f"--at {text}: must have a setting such as train.lr=0.002, got none")
+        found.setdefault(precision, []).extend(settings)
+    return found
 
 
 def _make(sweep: Sweep) -> None:

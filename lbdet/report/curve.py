@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from lbdet.report.point_names import name_points
-from lbdet.report.sweep_file import Point
+from lbdet.report.points import BYTES_KIND, Point, by_series
 
 INK, RULE, PAPER = "#1c1d1f", "#dedfe1", "#ffffff"
 COLOURS = (
@@ -54,18 +53,17 @@ class CurveLine:
 
 
 def curve_lines(points: Sequence[Point]) -> list[CurveLine]:
-    """Group points that have a mean into lines: one a series, ratio and width of the inputs; float first.
+    """Group points into lines: float first, then one a series and width of its inputs.
 
     Lines are in the order of their first points, the points of a line in that of their weight bits.
     """
-    measured = [point for point in points if point.mean is not None]
-    quantized = [point for point in measured if not point.is_float]
     groups: dict[tuple[str, int | None], list[Point]] = {}
-    for point in quantized:
-        groups.setdefault((_series(point, quantized), point.act_bits), []).append(point)
-    names = list(dict.fromkeys(name for name, _ in groups))
+    for name, group in by_series(points).items():
+        for point in group:
+            groups.setdefault((name, point.act_bits), []).append(point)
+    names = list(by_series(points))
     widths = sorted({0} | {act_bits or 0 for _, act_bits in groups})
-    return _float_lines([point for point in measured if point.is_float]) + [
+    return _float_lines([point for point in points if point.is_float]) + [
         CurveLine(
             label=name if act_bits is None else f"{name}, {act_bits}-bit inputs",
             points=tuple(sorted(group, key=lambda point: point.weight_bits or 32)),
@@ -84,13 +82,12 @@ def _float_lines(points: Sequence[Point]) -> list[CurveLine]:
     ]
 
 
-def draw_curve(points: Sequence[Point], metric_name: str, bytes_kind: str | None = None) -> Figure:
+def draw_curve(points: Sequence[Point], metric_name: str) -> Figure:
     """Draw the mean over bits and over bytes, side by side.
 
     Args:
-        points: of one sweep or of several; those without a mean are left out.
+        points: of one sweep or of several.
         metric_name: what the mean is of, such as "VOC 11-point mAP".
-        bytes_kind: what the bytes count.
 
     Returns:
         A figure that belongs to no global state; save it with `lbdet.report.svg.save_figure`.
@@ -100,14 +97,14 @@ def draw_curve(points: Sequence[Point], metric_name: str, bytes_kind: str | None
     left, right = figure.subplots(1, 2, sharey=True)
     _draw_bits(left, lines)
     left.set_ylabel(metric_name, color=INK, parse_math=False)
-    _draw_bytes(right, lines, bytes_kind)
+    _draw_bytes(right, lines)
     if lines:
         _add_legend(figure, lines)
     name_points(right, _named(lines))
     return figure
 
 
-def draw_panels(points: Sequence[Point], metric_name: str, bytes_kind: str | None = None) -> list[Figure]:
+def draw_panels(points: Sequence[Point], metric_name: str) -> list[Figure]:
     """Draw the two panels of `draw_curve` as figures of their own, without a legend."""
     lines, figures = curve_lines(points), []
     for over_bytes in (False, True):
@@ -115,7 +112,7 @@ def draw_panels(points: Sequence[Point], metric_name: str, bytes_kind: str | Non
         axes = figure.subplots()
         axes.set_ylabel(metric_name, color=INK, parse_math=False)
         if over_bytes:
-            _draw_bytes(axes, lines, bytes_kind)
+            _draw_bytes(axes, lines)
             name_points(axes, _named(lines))
         else:
             _draw_bits(axes, lines)
@@ -141,13 +138,6 @@ def _add_legend(figure: Figure, lines: Sequence[CurveLine]) -> None:
         text.set(text=line.label, parse_math=False, color=INK)
 
 
-def _series(point: Point, points: Sequence[Point]) -> str:
-    """Return the series' name, with the ratio where the series has several."""
-    ratios = {other.ratio for other in points if other.series == point.series}
-    is_only = point.ratio is None or len(ratios) == 1
-    return point.series if is_only else f"{point.series}, ratio {point.ratio:g}"
-
-
 def _draw_bits(axes: Axes, lines: Sequence[CurveLine]) -> None:
     quantized = [point for line in lines if not line.is_float for point in line.points]
     widths = sorted({point.weight_bits for point in quantized if point.weight_bits is not None})
@@ -163,7 +153,7 @@ def _draw_bits(axes: Axes, lines: Sequence[CurveLine]) -> None:
     _finish(axes, "weight bits", lines)
 
 
-def _draw_bytes(axes: Axes, lines: Sequence[CurveLine], kind: str | None) -> None:
+def _draw_bytes(axes: Axes, lines: Sequence[CurveLine]) -> None:
     axes.set_xscale("log")
     for line in lines:
         if line.is_float:
@@ -177,7 +167,7 @@ def _draw_bytes(axes: Axes, lines: Sequence[CurveLine], kind: str | None) -> Non
     axes.set_xticks(_size_ticks(*axes.get_xlim(), sizes))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
-    _finish(axes, f"model size ({kind})" if kind else "model size", lines)
+    _finish(axes, f"model size ({BYTES_KIND})", lines)
 
 
 def _size_ticks(low: float, high: float, sizes: Sequence[int]) -> list[float]:
@@ -201,11 +191,8 @@ def bytes_text(count: float) -> str:
 
 def _draw_float(axes: Axes, line: CurveLine) -> None:
     for point in line.points:
-        if point.mean is None:
-            continue
         axes.axhline(point.mean, color=line.colour, linestyle=line.dashes, linewidth=1.2, zorder=1)
-        if point.lowest is not None and point.highest is not None:
-            axes.axhspan(point.lowest, point.highest, color=line.colour, alpha=0.12, linewidth=0, zorder=0)
+        axes.axhspan(point.lowest, point.highest, color=line.colour, alpha=0.12, linewidth=0, zorder=0)
 
 
 def _draw_line(
@@ -215,11 +202,8 @@ def _draw_line(
     points = line.points if points is None else points
     if not points:
         return
-    low, mean, high = (
-        np.array([getattr(p, key) if getattr(p, key) is not None else p.mean for p in points], dtype=float)
-        for key in ("lowest", "mean", "highest")
-    )
-    axes.plot(x, mean, zorder=3, clip_on=False, **line.style)
+    low, high = [point.lowest for point in points], [point.highest for point in points]
+    axes.plot(x, [point.mean for point in points], zorder=3, clip_on=False, **line.style)
     if len(points) > 1:
         axes.fill_between(x, low, high, color=line.colour, alpha=0.16, linewidth=0, zorder=2)
     axes.vlines(x, low, high, color=line.colour, linewidth=1.2, zorder=2)
@@ -242,4 +226,4 @@ def _finish(axes: Axes, name: str, lines: Sequence[CurveLine]) -> None:
 def _named(lines: Sequence[CurveLine]) -> list[tuple[str, float, float, str]]:
     """Return the precision, size, mean and colour of every point that has a size."""
     sized = ((line.colour, point) for line in lines for point in line.points if point.bytes)
-    return [(point.precision, point.bytes or 0, point.mean or 0, colour) for colour, point in sized]
+    return [(point.precision, point.bytes or 0, point.mean, colour) for colour, point in sized]

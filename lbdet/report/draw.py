@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lbdet.metrics.diff import DetectionDiff
+from lbdet.report.font import Font, load_font
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[int, int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _draw(
     if labels and not 1 <= min(labels) <= max(labels) <= len(class_names):
         raise ValueError(f"labels: must lie in 1..{len(class_names)}, got {min(labels)}..{max(labels)}")
     sizes = _Sizes.of(picture)
-    canvas, font = ImageDraw.Draw(picture), ImageFont.load_default(sizes.font)
+    canvas, font = ImageDraw.Draw(picture), load_font(sizes.font)
     boxes, scored = np.asarray(detections["boxes"], np.float64), "scores" in detections
     scores = np.asarray(detections["scores"] if scored else np.zeros(len(labels)), np.float64)
     is_solid = np.array([style.dashes is None for style in styles])
@@ -223,7 +223,7 @@ def _shortened(text: str, font: Font, width: float) -> str:
 def _captioned(picture: Image.Image, title: str, counts: Sequence[tuple[str, int, LineStyle]]) -> Image.Image:
     """Put a strip above the picture: its title, and below that each line style with its name and count."""
     sizes = _Sizes.of(picture)
-    title_font, font = ImageFont.load_default(round(sizes.font * 1.2)), ImageFont.load_default(sizes.font)
+    title_font, font = load_font(round(sizes.font * 1.2)), load_font(sizes.font)
     row, swatch = round(sizes.font * 1.7), 3 * sizes.font
     texts = [f"{name} {count}" for name, count, _ in counts]
     legend = [swatch + 2 * sizes.pad + round(font.getlength(text)) + sizes.font for text in texts]

@@ -1,17 +1,20 @@
 """What does the page tell of one width? Its classes, its layers and its boxes, as plain data for the script.
 
-A width is a point of the first sweep that has a finished cell. Of several seeds, metrics are means over all,
-and layers and boxes are those of the lowest.
+A width is a point of the first sweep. Of several seeds, metrics are means over all, and layers and boxes are
+those of the lowest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from lbdet.errors import UserError
+from pydantic import Strict, TypeAdapter
+
 from lbdet.report.photos import BoxRow
-from lbdet.report.sweep_file import Cell, Point, Sweep, read_json
+from lbdet.report.points import Cell, Point, by_series, place_text, seeds_text
+from lbdet.report.sweep_file import FILE, Sweep, checked, read_json
 
 CLASS_METRICS = {
     "voc07_map": ("voc07", "VOC 11-point AP"),
@@ -19,12 +22,40 @@ CLASS_METRICS = {
     "coco_map": ("coco", "COCO AP"),
 }
 """Key and name of a class's AP by the metric of the sweep."""
+Number = Annotated[float, Strict()]
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What the page shows of a cell's metrics."""
+
+    per_class: dict[str, dict[str, Number | None]] | None = None
+    scored_classes: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What the page shows of a layer in coverage.json."""
+
+    name: str
+    weights: int | None = None
+    bits: int | None = None
+    act_bits: int | None = None
+    zeros: float | None = None
+    squared_error: float | None = None
+    format: str | None = None
+    reason: str | None = None
+    levels: list[float] | int | None = None
+    counts: list[int] | None = None
+
+
+_SCORES, _LAYERS = TypeAdapter(_Scores), TypeAdapter(list[_Layer])
 
 
 def widths(sweep: Sweep) -> list[Point]:
-    """Return the points of the first sweep that can be looked at: narrow ones first, float last."""
-    there = [point for point in sweep.summary if point.sweep == 0 and sweep.cells_of(point)]
-    return sorted(there, key=lambda p: (p.is_float, p.weight_bits or 32, p.act_bits or 32))
+    """Return the points of the first sweep: narrow ones first, float last."""
+    first = [point for point in sweep.summary if point.sweep == 0]
+    return sorted(first, key=lambda p: (p.is_float, p.weight_bits or 32, p.act_bits or 32))
 
 
 def series(points: Sequence[Point]) -> list[dict[str, Any]]:
@@ -33,14 +64,11 @@ def series(points: Sequence[Point]) -> list[dict[str, Any]]:
     Float is the last width of every series; a sweep of nothing else has it as a series.
     """
     floats = [i for i, point in enumerate(points) if point.is_float]
-    groups: dict[str, list[int]] = {}
-    for i, point in enumerate(points):
-        if not point.is_float:
-            name = point.series if point.ratio is None else f"{point.series}, ratio {point.ratio:g}"
-            groups.setdefault(name, []).append(i)
+    places = {point.key: i for i, point in enumerate(points)}
+    groups = {name: [places[point.key] for point in group] for name, group in by_series(points).items()}
     if not groups and floats:
         return [{"name": points[floats[0]].series, "widths": floats}]
-    return [{"name": name, "widths": places + floats} for name, places in groups.items()]
+    return [{"name": name, "widths": group + floats} for name, group in groups.items()]
 
 
 def width_facts(
@@ -54,22 +82,25 @@ def width_facts(
         boxes: the rows of every photograph by the key of a point; None = there are no photographs.
 
     Raises:
-        UserError: a coverage.json that cannot be read.
+        UserError: a coverage.json that cannot be read, or metrics by class that are damaged.
     """
-    reference = sweep.float_point
-    float_cells = sweep.cells_of(reference) if reference else []
+    float_point = sweep.float_point
+    reference = _scores(sweep, float_point.cells) if float_point else []
     levels: dict[tuple[float, ...], int] = {}
     facts = [
         {
             "series": point.series,
             "precision": point.precision,
+            "ratio": point.ratio,
             "isFloat": point.is_float,
-            "seeds": [cell.seed for cell in sweep.cells_of(point)],
+            "seeds": point.seeds,
+            "seedsText": seeds_text(point),
             "mean": point.mean,
-            "againstFloat": None if point.is_float else point.against_float,
+            "againstFloat": point.against_float,
+            "placeText": place_text(point),
             "bytes": point.bytes,
-            "classes": _classes(sweep.metric, sweep.cells_of(point), float_cells),
-            "layers": _layers(sweep.cells_of(point)[0], levels),
+            "classes": _classes(sweep.metric, _scores(sweep, point.cells), reference),
+            "layers": _layers(point.cells[0], levels),
             "boxes": boxes[point.key] if boxes is not None else None,
         }
         for point in points
@@ -77,23 +108,28 @@ def width_facts(
     return {"widths": facts, "series": series(points), "levels": [list(values) for values in levels]}
 
 
-def _classes(metric: str, cells: Sequence[Cell], floats: Sequence[Cell]) -> list[list[Any]] | None:
+def _scores(sweep: Sweep, cells: Sequence[Cell]) -> list[_Scores]:
+    where = sweep.folder / FILE
+    return [checked(_SCORES, cell.metrics, f"{where}: {cell.name}: metrics") for cell in cells]
+
+
+def _classes(metric: str, cells: Sequence[_Scores], floats: Sequence[_Scores]) -> list[list[Any]] | None:
     """Return [name, objects, AP of float, AP here] of each class in the mean that has objects."""
     key, _ = CLASS_METRICS.get(metric, (None, ""))
-    metrics = cells[0].metrics or {}
-    per_class = metrics.get("per_class")
-    if key is None or not isinstance(per_class, dict):
+    first = cells[0]
+    if key is None or first.per_class is None:
         return None
     rows = []
-    for name in metrics.get("scored_classes") or per_class:
+    for name in first.scored_classes or first.per_class:
         here = _mean_ap(cells, name, key)
         if here is not None:
-            rows.append([name, per_class[name].get("objects"), _mean_ap(floats, name, key), here])
+            objects = first.per_class.get(name, {}).get("objects")
+            rows.append([name, objects, _mean_ap(floats, name, key), here])
     return rows
 
 
-def _mean_ap(cells: Sequence[Cell], name: str, key: str) -> float | None:
-    values = [(((cell.metrics or {}).get("per_class") or {}).get(name) or {}).get(key) for cell in cells]
+def _mean_ap(cells: Sequence[_Scores], name: str, key: str) -> float | None:
+    values = [(cell.per_class or {}).get(name, {}).get(key) for cell in cells]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -103,18 +139,16 @@ def _layers(cell: Cell, levels: dict[tuple[float, ...], int]) -> list[dict[str, 
     path = cell.folder / "coverage.json"
     if not path.is_file():
         return None
-    report = read_json(path)
-    if not isinstance(report, list) or not all(isinstance(row, dict) and "name" in row for row in report):
-        raise UserError(f"{path}: must be a list of layers with their names, got something else")
-    return [_layer(row, levels) for row in report]
+    return [_layer(layer, levels) for layer in checked(_LAYERS, read_json(path), path)]
 
 
-def _layer(row: Mapping[str, Any], levels: dict[tuple[float, ...], int]) -> dict[str, Any]:
-    keys = {"name": "name", "weights": "weights", "bits": "bits", "actBits": "act_bits", "zeros": "zeros",
-            "error": "squared_error", "format": "format", "reason": "reason"}  # fmt: skip
-    layer = {ours: row.get(theirs) for ours, theirs in keys.items()}
-    values, counts = row.get("levels"), row.get("counts")
-    if isinstance(values, list) and isinstance(counts, list) and len(values) == len(counts) > 0:
+def _layer(layer: _Layer, levels: dict[tuple[float, ...], int]) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": layer.name, "weights": layer.weights, "bits": layer.bits, "actBits": layer.act_bits,
+        "zeros": layer.zeros, "error": layer.squared_error, "format": layer.format, "reason": layer.reason,
+    }  # fmt: skip
+    values, counts = layer.levels, layer.counts
+    if isinstance(values, list) and counts and len(values) == len(counts):
         rounded = tuple(float(f"{value:.5g}") for value in values)
-        layer |= {"levels": levels.setdefault(rounded, len(levels)), "counts": counts}
-    return layer
+        facts |= {"levels": levels.setdefault(rounded, len(levels)), "counts": counts}
+    return facts

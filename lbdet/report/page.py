@@ -26,8 +26,9 @@ from lbdet.report.curve import COLOURS, INK, PAPER, RULE, bytes_text, curve_line
 from lbdet.report.draw import KEPT, LOST, NEW
 from lbdet.report.facts import CLASS_METRICS, width_facts, widths
 from lbdet.report.photos import BoxRow, Photo
+from lbdet.report.points import BYTES_KIND, Cell, Point, seeds_text
 from lbdet.report.svg import inline_svg
-from lbdet.report.sweep_file import Cell, Point, Sweep
+from lbdet.report.sweep_file import Sweep
 from lbdet.report.tables import cells_table, points_table, signed
 
 STATUSES = {"K": ("kept", KEPT), "L": ("lost", LOST), "N": ("new", NEW)}
@@ -57,17 +58,18 @@ def render_page(sweep: Sweep, title: str, pictures: Pictures | None = None) -> s
         pictures: of the widths of the first sweep; None leaves the photographs out.
 
     Raises:
-        UserError: a coverage.json that cannot be read.
+        UserError: a coverage.json that cannot be read, or metrics by class that are damaged.
     """
     points = widths(sweep)
     facts = width_facts(sweep, points, pictures.boxes if pictures else None)
-    best_is, best = best_point(sweep)
+    best_is, best = best_point(sweep.summary)
     script = _file("report.js")
     return _template().render(
         _look(script) | _curve(sweep),
         title=title,
         sweep=sweep,
-        floats=[point for point in sweep.summary if point.is_float and point.mean is not None],
+        bytes_kind=BYTES_KIND,
+        floats=[point for point in sweep.summary if point.is_float],
         best_is=best_is,
         best=best,
         done=sum(cell.state == "done" for cell in sweep.cells),
@@ -82,17 +84,17 @@ def render_page(sweep: Sweep, title: str, pictures: Pictures | None = None) -> s
     )  # fmt: skip
 
 
-def best_point(sweep: Sweep) -> tuple[str, Point | None]:
+def best_point(points: Sequence[Point]) -> tuple[str, Point | None]:
     """Return the point that a visitor looks for, and in which way it is the best.
 
-    It is the smallest that lies inside the spread of the seeds; where none does, the one of the highest mean.
+    It is the smallest whose mean is not below the range of float's seeds; where there is none, the one of the
+    highest mean. A point that a seed of failed is not reliable and never the best.
     """
-    measured = [point for point in sweep.summary if point.mean is not None and not point.is_float]
-    inside = [point for point in measured if point.word.startswith("inside") and point.bytes]
-    if inside:
-        return "Smallest inside the spread of the seeds", min(inside, key=lambda p: (p.bytes, -(p.mean or 0)))
-    highest = max(measured, key=lambda point: point.mean or 0, default=None)
-    return "Highest mean below float precision", highest
+    whole = [point for point in points if not point.is_float and not point.failed]
+    near = [point for point in whole if point.place in ("inside", "above") and point.bytes]
+    if near:
+        return "Smallest not below float's seeds", min(near, key=lambda point: (point.bytes, -point.mean))
+    return "Highest mean below float precision", max(whole, key=lambda point: point.mean, default=None)
 
 
 def _template() -> Any:
@@ -101,6 +103,7 @@ def _template() -> Any:
     )
     environment.filters |= {
         "breakable": _breakable, "bytes_text": bytes_text, "signed": signed, "data_uri": _data_uri,
+        "seeds_text": seeds_text,
     }  # fmt: skip
     return environment.from_string(_file("report.html.jinja"))
 
@@ -124,7 +127,7 @@ def _colours() -> str:
 
 def _curve(sweep: Sweep) -> dict[str, Any]:
     """Return the two panels, and a swatch and a name for each line."""
-    panels = draw_panels(sweep.summary, sweep.metric_name, sweep.bytes_kind)
+    panels = draw_panels(sweep.summary, sweep.metric_name)
     swatches = {line.label: draw_swatch(line) for line in curve_lines(sweep.summary)}
     return {
         "panels": [Markup(inline_svg(p, f"panel{n}", _CSS_NAMES)) for n, p in enumerate(panels)],

@@ -303,7 +303,23 @@ function widthsOfSeries() {
 function widthText(width, reference = "") {
   const change = width.againstFloat === null ? "" : ` (${signed(width.againstFloat)}${reference})`;
   const size = width.bytes === null ? "" : `, ${(width.bytes / 1e6).toFixed(2)} MB`;
-  return `${fixed(width.mean, 3)}${change}${size}`;
+  const ratio = width.ratio === null ? "" : `, ratio ${width.ratio}`;
+  const place = width.placeText ? `, ${width.placeText}` : "";
+  return `${fixed(width.mean, 3)}${change}${size}${ratio}, ${width.seedsText}${place}`;
+}
+
+// Names of widths that would lie over each other are hidden: that of the present width stays, then the ends.
+function spaceTicks(place) {
+  const ticks = [...document.getElementById("ticks").children];
+  const range = document.createRange();
+  const shown = [];
+  for (const k of new Set([place, 0, ticks.length - 1, ...ticks.keys()])) {
+    range.selectNodeContents(ticks[k]);
+    const { left, right } = range.getBoundingClientRect();
+    const isFree = shown.every((other) => right + 3 < other.left || other.right + 3 < left);
+    ticks[k].classList.toggle("crowded", !isFree);
+    if (isFree) shown.push({ left, right });
+  }
 }
 
 function showSeries(place) {
@@ -322,6 +338,7 @@ function showWidth() {
   document.getElementById("now-facts").textContent = widthText(width);
   slider.setAttribute("aria-valuetext", `${width.precision}: ${widthText(width, " against float")}`);
   [...document.getElementById("ticks").children].forEach((tick, k) => tick.classList.toggle("on", k === place));
+  spaceTicks(place);
   showPhotos(width);
   showClasses(width);
   showLayers(width);
@@ -348,5 +365,6 @@ if (slider) {
   select.value = first;
   showSeries(data.series[first].widths.indexOf(data.start));
   slider.addEventListener("input", showWidth);
+  window.addEventListener("resize", () => spaceTicks(Number(slider.value)));
   select.addEventListener("change", changeSeries);
 }

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lbdet.report.draw import draw_detections
+from lbdet.report.font import Font, load_font
 
 _TILE, _PICTURE, _GAP, _FONT, _LINES = 400, 300, 12, 14, 5
 _COLUMNS = 4
@@ -35,7 +36,7 @@ def contact_sheet(tiles: Sequence[Tile]) -> Image.Image:
     rows = math.ceil(len(tiles) / _COLUMNS)
     height = _PICTURE + round(1.4 * _FONT * _LINES) + _GAP
     sheet = Image.new("RGB", (_COLUMNS * (_TILE + _GAP) + _GAP, rows * (height + _GAP) + _GAP), _PAPER)
-    canvas, font = ImageDraw.Draw(sheet), ImageFont.load_default(_FONT)
+    canvas, font = ImageDraw.Draw(sheet), load_font(_FONT)
     for place, tile in enumerate(tiles):
         row, column = divmod(place, _COLUMNS)
         x, y = _GAP + column * (_TILE + _GAP), _GAP + row * (height + _GAP)
@@ -65,7 +66,7 @@ def _inside(box: Sequence[float], width: int, height: int) -> tuple[float, float
     return x1, y1, max(min(x2, width), x1 + 1), max(min(y2, height), y1 + 1)
 
 
-def _wrapped(lines: Sequence[str], font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _wrapped(lines: Sequence[str], font: Font) -> list[str]:
     """Break lines at the width of a tile, as many as there is room for."""
     broken = [""]
     for line in lines:

@@ -1,14 +1,15 @@
 """What does the folder of a sweep say? Its `sweep.json` as typed facts; several sweeps as one.
 
-cell   one run: a series, a precision, a seed          its folder holds what every run leaves
-point  the cells of one series and precision           the mean over the seeds that are done, and its range
+The summary in the file is for other readers: here it is made again from the cells.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,98 +17,34 @@ from pydantic import TypeAdapter, ValidationError
 
 from lbdet.data import files
 from lbdet.errors import UserError, one_line, short
+from lbdet.report.points import Cell, Point, summarize
 
 FILE = "sweep.json"
-FLOAT_SERIES = "float"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    """What a cell and its point have in common."""
-
-    series: str
-    precision: str
-    weight_bits: int | None = None
-    """None = float32"""
-    act_bits: int | None = None
-    """None = float32"""
-    ratio: float | None = None
-    """of the semi-analytical solver"""
-    sweep: int = 0
-    """the number of the sweep among those that were joined"""
-    is_float: bool = False
-    """whether the others are compared with it"""
-
-    @property
-    def key(self) -> tuple[int, str, str, float | None]:
-        """What the cells of one point share."""
-        return self.sweep, self.series, self.precision, self.ratio
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point(_Place):
-    """The cells of one series and precision together."""
-
-    seeds: tuple[int, ...] = ()
-    mean: float | None = None
-    lowest: float | None = None
-    highest: float | None = None
-    bytes: int | None = None
-    against_float: float | None = None
-    word: str = ""
-    """where it lies in the spread of the seeds"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell(_Place):
-    """One run of a sweep."""
-
-    name: str
-    folder: Path
-    state: Literal["done", "failed", "missing"]
-    seed: int | None = None
-    error: str | None = None
-    command: str | None = None
-    metrics: dict[str, Any] | None = None
-    bytes: int | None = None
-    bytes_kind: str | None = None
-    bits_per_weight: float | None = None
-    zeros: float | None = None
-    squared_error: float | None = None
-    latency_ms: float | None = None
-    steps: int | None = None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """All cells and points of one sweep, or of several."""
+    """All cells of one sweep, or of several, and what they found."""
 
     version: Literal[1]
     metric: str
     metric_name: str
     cells: tuple[Cell, ...]
-    summary: tuple[Point, ...]
     command: str | None = None
     folder: Path = Path()
 
-    def cells_of(self, point: Point) -> list[Cell]:
-        """Return a point's finished cells, the lowest seed first."""
-        found = [cell for cell in self.cells if cell.key == point.key and cell.state == "done"]
-        return sorted(found, key=lambda cell: (cell.seed is None, cell.seed or 0))
+    @cached_property
+    def summary(self) -> tuple[Point, ...]:
+        """The points of the curve."""
+        return summarize(self.cells, self.metric)
 
     @property
     def float_point(self) -> Point | None:
         """What the first sweep's points are compared with, if it has finished."""
-        return next((p for p in self.summary if p.is_float and p.sweep == 0 and self.cells_of(p)), None)
-
-    @property
-    def bytes_kind(self) -> str | None:
-        """What the bytes of the quantized cells count, if it is the same for all."""
-        kinds = {cell.bytes_kind for cell in self.cells if cell.bytes_kind and not cell.is_float}
-        return kinds.pop() if len(kinds) == 1 else None
+        return next((point for point in self.summary if point.is_float and point.sweep == 0), None)
 
 
-PlaceT = TypeVar("PlaceT", Cell, Point)
 _SWEEP = TypeAdapter(Sweep)
 
 
@@ -120,6 +57,20 @@ def read_json(path: Path, limit: int = files.MAX_JSON) -> Any:
     return files.read_json(path, limit, parse_constant=lambda _: None)
 
 
+def checked(kind: TypeAdapter[T], value: object, where: object) -> T:
+    """Return a value that was read from a file as what it must be.
+
+    Raises:
+        UserError: it is something else; the message begins with `where`.
+    """
+    try:
+        return kind.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = one_line(".".join(map(str, first["loc"]))) or "top level"
+        raise UserError(f"{where}: {place}: {first['msg'].lower()}, got {short(first['input'])}") from None
+
+
 def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     """Read the `sweep.json` of a folder; the cells' own folders are not looked at.
 
@@ -129,63 +80,54 @@ def read_sweep(folder: str | os.PathLike[str]) -> Sweep:
     path = Path(folder, FILE)
     if not os.path.isfile(path):
         raise UserError(f"{folder}: must be the folder of a sweep, got no {FILE} in it")
-    try:
-        sweep = _SWEEP.validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = one_line(".".join(map(str, first["loc"]))) or "top level"
-        raise UserError(f"{path}: {where}: {first['msg'].lower()}, got {short(first['input'])}") from None
-    cells = (replace(cell, folder=path.parent / cell.folder) for cell in sweep.cells)
-    return _renamed(replace(sweep, cells=tuple(cells), folder=path.parent), 0, "")
+    sweep = checked(_SWEEP, read_json(path), path)
+    cells = tuple(replace(cell, folder=path.parent / cell.folder, sweep=0) for cell in sweep.cells)
+    return replace(sweep, cells=cells, folder=path.parent)
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """Return what stands in the `sweep.json` of one sweep."""
+    cells = [_plain(cell) | {"folder": os.path.relpath(cell.folder, sweep.folder)} for cell in sweep.cells]
+    points = [_plain(point) for point in sweep.summary]
+    top = {"version": sweep.version, "command": sweep.command, "metric": sweep.metric,
+           "metric_name": sweep.metric_name, "cells": cells, "summary": points}  # fmt: skip
+    return json.dumps(top, indent=1) + "\n"
 
 
 def join_sweeps(sweeps: Sequence[Sweep]) -> Sweep:
-    """Return one sweep with the cells and points of all; of several, a series carries its folder's name.
+    """Return one sweep with the cells of all; of several, a series carries its folder's name.
 
     Raises:
-        UserError: they are measured in different metrics.
+        UserError: a folder that stands twice, or they are measured in different metrics.
     """
     first = sweeps[0]
     if len(sweeps) == 1:
         return first
-    for sweep in sweeps[1:]:
+    folders = [sweep.folder.resolve() for sweep in sweeps]
+    for number, sweep in enumerate(sweeps):
+        if folders[number] in folders[:number]:
+            raise UserError(f"--sweep: folders must be different, got {sweep.folder} twice")
         if sweep.metric != first.metric:
             raise UserError(
                 f"{sweep.folder / FILE}: metric: must be {first.metric!r} like that of {first.folder}, "
                 f"got {sweep.metric!r}"
             )
-    named = [
-        _renamed(sweep, number, name)
+    cells = [
+        replace(cell, sweep=number, series=f"{name}: {cell.series}", name=f"{name}/{cell.name}")
         for number, (sweep, name) in enumerate(zip(sweeps, _names(sweeps), strict=True))
+        for cell in sweep.cells
     ]
-    return replace(
-        first,
-        cells=tuple(cell for sweep in named for cell in sweep.cells),
-        summary=tuple(point for sweep in named for point in sweep.summary),
-        command="\n".join(sweep.command or "" for sweep in sweeps),
-    )
+    command = "\n".join(sweep.command or "" for sweep in sweeps)
+    return replace(first, cells=tuple(cells), command=command)
+
+
+def _plain(width: Cell | Point) -> dict[str, Any]:
+    return {key: value for key, value in vars(width).items() if key not in ("sweep", "cells")}
 
 
 def _names(sweeps: Sequence[Sweep]) -> list[str]:
     """Return a short name a sweep: its folder's, or the path where two folders share it."""
-    short = [sweep.folder.resolve().name for sweep in sweeps]
+    last = [sweep.folder.resolve().name for sweep in sweeps]
     return [
-        name if short.count(name) == 1 else str(sweep.folder)
-        for name, sweep in zip(short, sweeps, strict=True)
+        name if last.count(name) == 1 else str(sweep.folder) for name, sweep in zip(last, sweeps, strict=True)
     ]
-
-
-def _renamed(sweep: Sweep, number: int, name: str) -> Sweep:
-    """Return the sweep with its number in all places, and its name, if it has one, in front of theirs."""
-    first, path = (f"{name}: ", f"{name}/") if name else ("", "")
-    cells = [replace(cell, name=path + cell.name) for cell in sweep.cells]
-    return replace(
-        sweep,
-        cells=tuple(_moved(cell, number, first) for cell in cells),
-        summary=tuple(_moved(point, number, first) for point in sweep.summary),
-    )
-
-
-def _moved(place: PlaceT, number: int, prefix: str) -> PlaceT:
-    is_float = place.series == FLOAT_SERIES or place.is_float
-    return replace(place, sweep=number, series=prefix + place.series, is_float=is_float)

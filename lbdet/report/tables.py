@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from lbdet.report.sweep_file import Cell, Point, Sweep
+from lbdet.report.points import Cell, Point, place_text, seeds_text
+from lbdet.report.sweep_file import Sweep
 
 Value: TypeAlias = float | str | None
 MISSING = "–"
@@ -67,10 +68,10 @@ def points_table(sweep: Sweep) -> Table:
         Column("against float", lambda p: None if p.is_float else p.against_float, signed),
         Column("size, MB", lambda p: p.bytes, megabytes),
         Column("times smaller", times_smaller, "{:.1f}".format),
-        Column("seeds", lambda p: len(p.seeds)),
+        Column("seeds", lambda p: len(p.seeds), seeds_text, of_row=True),
         Column("lowest", lambda p: p.lowest, "{:.3f}".format),
         Column("highest", lambda p: p.highest, "{:.3f}".format),
-        Column("spread of the seeds", lambda p: spread_word(p) or None, is_number=False),
+        Column("range of float's seeds", lambda p: place_text(p) or None, is_number=False),
     ]
     return _table(columns, sweep.summary)
 
@@ -80,7 +81,7 @@ def cells_table(sweep: Sweep) -> Table:
     columns = [
         _name("cell", lambda c: c.name),
         Column("state", lambda c: c.state, is_number=False),
-        *(Column(name, partial(_metric, key=key), "{:.3f}".format) for key, name in METRICS.items()),
+        *(Column(name, partial(Cell.value, metric=key), "{:.3f}".format) for key, name in METRICS.items()),
         Column("size, MB", lambda c: c.bytes, megabytes),
         Column("bits a weight", lambda c: c.bits_per_weight, "{:.2f}".format),
         Column("zeros, %", lambda c: c.zeros, percent),
@@ -90,11 +91,6 @@ def cells_table(sweep: Sweep) -> Table:
         Column("seed", lambda c: c.seed),
     ]
     return _table(columns, sweep.cells)
-
-
-def spread_word(point: Point) -> str:
-    """Return where a point lies in the spread of the seeds, in a word or two."""
-    return point.word.removesuffix(" the spread of the seeds").removesuffix(": no spread")
 
 
 def signed(change: float) -> str:
@@ -124,11 +120,6 @@ def _name(name: str, value: Callable[[Any], Value]) -> Column:
 def _width(point: Point) -> float:
     """Return a number that is higher for wider points; the weights count first."""
     return (point.weight_bits or 32) * 100 + (point.act_bits or 32)
-
-
-def _metric(cell: Cell, key: str) -> float | None:
-    value = (cell.metrics or {}).get(key)
-    return float(value) if isinstance(value, float | int) else None
 
 
 def _table(columns: Sequence[Column], items: Sequence[Point | Cell]) -> Table:

@@ -59,7 +59,7 @@ class Cell:
         weights = folder / Cell("float", FLOAT, self.seed).name / "model.safetensors"
         correct = CORRECT_BN if self.mode == "ptq+bn" else 0
         return [
-            target, "guidance=null", f"model.weights={json.dumps(str(weights))}",
+            target, "guidance=null", f"model.weights={json.dumps(str(weights), ensure_ascii=False)}",
             "model.weights_backbone=null", "model.weights_classes=null", "train.max_steps=0",
             "train.recalibrate_bn=0", f"train.correct_bn={correct}", *ratio, *seed,
         ]  # fmt: skip

@@ -9,7 +9,6 @@ from lbdet.engine.run_folder import RunFolder
 from lbdet.errors import UserError
 
 PACKED, LATENCY = "model.lbw", "latency.json"
-BYTES_KIND = "packed files, batch norm folded"
 
 
 def is_measured(run: RunFolder) -> bool:
@@ -27,7 +26,7 @@ def facts(run: RunFolder) -> dict[str, Any]:
     metrics, layers, latency = (read_json(run.path / name) for name in names)
     try:
         return _facts(metrics, layers, latency, (run.path / PACKED).stat().st_size)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OSError):
+    except (KeyError, TypeError, ValueError, ArithmeticError, OSError):
         raise UserError(
             f"{run.path}: {', '.join(names)} and {PACKED} must be as a sweep leaves them, got something "
             "else; remove the folder to run the cell again"
@@ -40,10 +39,10 @@ def _facts(metrics: Any, layers: Any, latency: Any, size: int) -> dict[str, Any]
     codes = sum(layer["weights"] for layer in quantized)
     return {
         "metrics": metrics,
-        "bytes": size, "bytes_kind": BYTES_KIND, "steps": metrics["steps"],
+        "bytes": size, "steps": int(metrics["steps"]),
         "bits_per_weight": sum(layer["stored_bits"] for layer in layers) / weights,
         "zeros": sum(layer["zeros"] * layer["weights"] for layer in quantized) / codes if codes else 0.0,
         "squared_error":
             sum(layer["squared_error"] for layer in quantized) / len(quantized) if quantized else 0.0,
-        "latency_ms": latency["ms"],
+        "latency_ms": float(latency["ms"]),
     }  # fmt: skip

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lbdet.build import build_task, load_run, read_data
@@ -16,6 +16,7 @@ from lbdet.engine.run_folder import RunFolder
 from lbdet.engine.signals import Interrupted
 from lbdet.errors import NumericsError, UserError, joined
 from lbdet.experiment import train_run
+from lbdet.precision import Precision
 from lbdet.sweep.cells import Cell
 from lbdet.sweep.facts import LATENCY, PACKED, facts, is_measured
 
@@ -30,6 +31,8 @@ class Sweep:
     """`--set` for every cell"""
     folder: Path
     """holds sweep.json and cells/"""
+    at: Mapping[Precision, Sequence[str]] = field(default_factory=dict)
+    """more settings for the qat cells of a precision"""
 
     @property
     def cells(self) -> Path:
@@ -55,7 +58,8 @@ class Sweep:
         return f"python tools/{tool} --config {shlex.quote(self.config)} --set {settings} --output {output}"
 
     def _settings(self, cell: Cell) -> Sequence[str]:
-        return [*self.settings, *cell.settings(self.cells)]
+        at = self.at.get(cell.precision, ()) if cell.mode == "qat" else ()
+        return [*self.settings, *at, *cell.settings(self.cells)]
 
 
 def run_cell(sweep: Sweep, cell: Cell) -> str | None:

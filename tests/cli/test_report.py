@@ -84,6 +84,39 @@ def test_several_sweeps_are_in_one_report(
     assert written(other) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("2012:val", "2012:train"), "config.yaml: data.val: must be ['2012:val'] like that of "),
+        (
+            ("seed: 0", "seed: 0\neval: {max_images: 2}"),
+            "config.yaml: eval.max_images: must be None like that",
+        ),
+        (("classes: shapes", "classes: [a]"), "config.yaml: data.classes: must be 'shapes' like that of "),
+    ],
+)
+def test_sweeps_of_different_data_are_not_joined(
+    rebuild: Callable, sweep: Path, tmp_path: Path, devkit: Path, change: tuple[str, str], message: str
+) -> None:
+    other = write_sweep(tmp_path / "other", devkit, [cell_entry("float", "float", 0)])
+    file = other / "cells/float_float_seed0/config.yaml"
+    file.write_text(file.read_text().replace(*change))
+    result = rebuild(folders=(sweep, other))
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert written(sweep) == []
+
+
+def test_sweeps_that_were_trained_on_different_data_are_joined(
+    rebuild: Callable, sweep: Path, tmp_path: Path, devkit: Path
+) -> None:
+    other = write_sweep(tmp_path / "other", devkit, [cell_entry("float", "float", 0)])
+    file = other / "cells/float_float_seed0/config.yaml"
+    file.write_text(file.read_text().replace("2012:train", "2012:val"))
+    assert rebuild("--photos", 0, folders=(sweep, other)).code == 0
+
+
 def test_only_photographs_that_were_evaluated_are_shown(rebuild: Callable, sweep: Path) -> None:
     config = sweep / "cells/float_float_seed0/config.yaml"
     config.write_text(config.read_text() + "eval: {max_images: 2}\n")

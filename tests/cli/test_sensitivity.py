@@ -64,6 +64,33 @@ def test_a_second_call_measures_only_what_is_missing(measured, monkeypatch):
     assert len(after.splitlines()) == 2 * len(before.splitlines())
 
 
+def test_a_config_or_weights_of_other_content_are_another_measurement(measured_once, tmp_path, devkit):
+    facts, run = sensitivity._model_facts, tmp_path / "run"
+    config = load_config(measured_once[0])
+    assert facts(load_config(measured_once[0]), None) == facts(config, None)
+    assert facts(load_config(measured_once[0], ["seed=1"]), None) != facts(config, None)
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(b"one")
+    weights = load_config(measured_once[0], [f"model.weights={run}/model.safetensors"])
+    before = [facts(config, str(run)), facts(weights, None)]
+    assert before == [facts(config, str(run)), facts(weights, None)]
+    (run / "model.safetensors").write_bytes(b"two")
+    assert all(
+        old != new for old, new in zip(before, [facts(config, str(run)), facts(weights, None)], strict=True)
+    )
+
+
+def test_a_changed_config_file_is_refused(measured, capsys):
+    config, out = measured
+    text = config.read_text()
+    config.write_text(text.replace("seed: 0", "seed: 1") if "seed:" in text else f"{text}\nseed: 1\n")
+    try:
+        assert run(config, out, "--precisions", "W4") == 2
+    finally:
+        config.write_text(text)
+    assert "holds another measurement; give another folder" in capsys.readouterr().err
+
+
 UNITS = {"stem": ("stem.0",)}
 RECORD = b'{"unit": "stem", "precision": "W4", "lost": 0.1, "saved": 3}\n'
 

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 from lbdet.cli import sweep_bits
+from lbdet.config import dump_config
 from lbdet.deploy import load
 from lbdet.engine import train as loop
 from lbdet.engine.signals import Interrupted
+from lbdet.precision import Precision
 from lbdet.sweep import run as one_cell
+from lbdet.sweep.cells import plan_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -115,6 +118,42 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(config, tmp_path, capsys
     assert {cell["state"] for cell in content(out)["cells"]} == {"done"}
 
 
+def nothing_runs(sweep, cells):
+    for cell in cells:
+        yield cell, "not run"
+
+
+def test_settings_of_a_precision_stand_in_the_commands_of_its_cells(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sweep_bits.ENGINES, "local", nothing_runs)
+    at = ("--at", "W2", "train.lr=0.25", "train.ema=0.5", "--at", "W2", "train.epochs=3")
+    assert sweep(config, tmp_path / "out", "--precisions", "W4", "W2", "--mode", "qat", "ptq", *at) == 2
+    commands = {cell["name"]: cell["command"] for cell in content(tmp_path / "out")["cells"]}
+    assert [name for name, command in commands.items() if "train.lr" in command] == ["qat_W2_seed0"]
+    assert "--set train.lr=0.25 train.ema=0.5 train.epochs=3 " in commands["qat_W2_seed0"]
+
+
+def test_another_recipe_is_refused_before_anything_changes(config, tmp_path, capsys, monkeypatch):
+    out, files = tmp_path / "out", lambda: {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    monkeypatch.setitem(sweep_bits.ENGINES, "local", nothing_runs)
+    assert sweep(config, out, "--precisions", "W4") == 2
+    whole = one_cell.Sweep(str(config), (), out)
+    for cell in plan_cells([Precision(4)], ["qat"], [0]):
+        whole.run(cell).start(dump_config(whole.config_of(cell)))
+    before = files()
+    capsys.readouterr()
+    for arguments, name in (
+        (("W2", "--set", "train.lr=0.25"), "float_seed0: must have the config that it was begun with, got "),
+        (("W4", "--at", "W4", "train.lr=0.25"), "qat_W4_seed0: must have the config that it was begun with"),
+    ):
+        assert sweep(config, out, "--precisions", *arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert name in line
+        assert "train.lr 0.25 (was 0.01)" in line
+        assert files() == before
+    assert sweep(config, out, "--precisions", "W2") == 2
+    assert {cell["name"]: cell["error"] for cell in content(out)["cells"]}["qat_W4_seed0"] == "not run"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,6 +163,16 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(config, tmp_path, capsys
         (("--precisions", "W4", "--ratios", "-1"), "quantizer.weight.ratio: must be greater than 0"),
         (("--precisions", "W4", "--set", "train.epoch=1"), "train.epoch: unknown key; closest: 'epochs'"),
         (("--precisions", "W4", "--output", "/proc/no/such"), "--output: /proc/no/such cannot be made"),
+        (
+            ("--precisions", "W4", "W3", "--at", "W2", "train.lr=1"),
+            "--at: must be a precision that is trained here (W4, W3), got W2",
+        ),
+        (("--precisions", "W4", "--mode", "ptq", "--at", "W4", "train.lr=1"), "trained here (none), got W4"),
+        (
+            ("--precisions", "W4", "--at", "W4"),
+            "--at W4: must have a setting such as train.lr=0.002, got none",
+        ),
+        (("--precisions", "W4", "--at", "W4", "train.epoch=1"), "train.epoch: unknown key"),
     ],
 )
 def test_what_is_impossible_is_one_line_and_leaves_nothing(config, tmp_path, capsys, arguments, message):

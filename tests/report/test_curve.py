@@ -26,10 +26,10 @@ from lbdet.report.curve import (
     draw_panels,
     draw_swatch,
 )
+from lbdet.report.points import BYTES_KIND, Point
 from lbdet.report.svg import inline_svg, save_figure
-from lbdet.report.sweep_file import Point
 
-METRIC, KIND = "VOC 11-point mAP", "codes at their radix size"
+METRIC = "VOC 11-point mAP"
 SIZES = {
     "float": 10_010_000,
     "W2": 810_000,
@@ -48,13 +48,12 @@ BLINDNESS = {
 """Machado, Oliveira and Fernandes, 2009, at full severity: 3 x 3 matrices on linear RGB."""
 
 
-def point(series: str, precision: str, mean: float | None, spread: float = 0.01, **more: Any) -> Point:
+def point(series: str, precision: str, mean: float, spread: float = 0.01, **more: Any) -> Point:
     width = Precision.parse(precision)
     size = SIZES[re.sub("A.*", "", precision) or "float"]
-    low, high = (None, None) if mean is None else (mean - spread, mean + spread)
-    facts = {"bytes": size, "lowest": low, "highest": high} | more
+    facts = {"bytes": size, "lowest": mean - spread, "highest": mean + spread} | more
     return Point(series=series, precision=precision, weight_bits=width.weight_bits, act_bits=width.act_bits,
-                 is_float=series == "float", mean=mean, **facts)  # fmt: skip
+                 mean=mean, **facts)  # fmt: skip
 
 
 POINTS = [
@@ -62,12 +61,12 @@ POINTS = [
     point("qat", "W4", 0.71), point("qat", "W2", 0.52), point("qat", "W3", 0.66), point("qat", "W6", 0.73),
     point("qat", "W4A8", 0.715), point("qat", "W8A8", 0.748), point("qat", "W4A4", 0.55),
     point("ptq", "W2", 0.0, 0), point("ptq", "W3", 0.002, 0), point("ptq", "W4", 0.054, 0),
-    point("ptq", "W8", 0.73, 0), point("ptq", "W6", None),
+    point("ptq", "W8", 0.73, 0),
 ]  # fmt: skip
 
 
 def panels(points: list[Point]) -> tuple[Axes, Axes]:
-    left, right = draw_curve(points, METRIC, KIND).axes
+    left, right = draw_curve(points, METRIC).axes
     return left, right
 
 
@@ -87,11 +86,10 @@ def test_a_line_is_a_series_at_one_width_of_inputs_and_goes_from_narrow_to_wide(
     }
 
 
-def test_ratios_of_one_series_are_lines_of_their_own_and_are_named_only_if_there_are_several() -> None:
-    one = [point("semi", "W4", 0.7, ratio=0.75), point("semi", "W3", 0.6, ratio=0.75)]
-    assert [line.label for line in curve_lines(one)] == ["semi"]
-    two = [*one, point("semi", "W4", 0.71, ratio=0.6)]
-    assert [line.label for line in curve_lines(two)] == ["semi, ratio 0.75", "semi, ratio 0.6"]
+def test_widths_of_one_series_are_one_line_whatever_their_ratios() -> None:
+    points = [point("semi", "W4", 0.7, ratio=0.75), point("semi", "W3", 0.6, ratio=0.6)]
+    (line,) = curve_lines(points)
+    assert (line.label, [p.ratio for p in line.points]) == ("semi", [0.6, 0.75])
 
 
 def test_lines_go_through_their_points_over_bits_and_over_bytes() -> None:
@@ -118,7 +116,7 @@ def test_a_band_goes_from_the_lowest_to_the_highest(side: int) -> None:
         for p in line.points:
             x = p.bytes if side else p.weight_bits
             heights = {round(y, 6) for at, y in corners.tolist() if at == x}
-            assert heights == {round(p.lowest or 0, 6), round(p.highest or 0, 6)}
+            assert heights == {round(p.lowest, 6), round(p.highest, 6)}
     span = axes.patches[0].get_extents().transformed(axes.transData.inverted())
     assert (span.y0, span.y1) == pytest.approx((0.74, 0.76))
     across = [line for line in axes.lines if line.get_marker() == "None"]
@@ -171,7 +169,7 @@ DENSE += [
 
 @pytest.mark.parametrize("points", [POINTS, DENSE], ids=["usual", "dense"])
 def test_names_of_points_cover_no_line_no_marker_and_no_other_name(points: list[Point]) -> None:
-    figure = draw_curve(points, METRIC, KIND)
+    figure = draw_curve(points, METRIC)
     figure.canvas.draw()
     right = figure.axes[1]
     boxes = [text.get_window_extent() for text in right.texts]
@@ -189,7 +187,7 @@ def test_names_of_points_cover_no_line_no_marker_and_no_other_name(points: list[
 
 
 def test_the_legend_names_every_line_and_lies_over_no_data() -> None:
-    figure = draw_curve(POINTS, METRIC, KIND)
+    figure = draw_curve(POINTS, METRIC)
     figure.canvas.draw()
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [line.label for line in curve_lines(POINTS)]
@@ -197,7 +195,7 @@ def test_the_legend_names_every_line_and_lies_over_no_data() -> None:
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
     left, right = figure.axes
     assert left.get_ylabel() == METRIC
-    assert (left.get_xlabel(), right.get_xlabel()) == ("weight bits", f"model size ({KIND})")
+    assert (left.get_xlabel(), right.get_xlabel()) == ("weight bits", f"model size ({BYTES_KIND})")
 
 
 @pytest.mark.parametrize(
@@ -206,15 +204,14 @@ def test_the_legend_names_every_line_and_lies_over_no_data() -> None:
         [],
         [point("float", "float", 0.7)],
         [point("qat", "W4", 0.7, bytes=None)],
-        [point("qat", "W4", None)],
-        [point("_a$\\q$", "W4", 0.7, lowest=None, highest=None), point("A only", "A8", 0.6, bytes=9)],
+        [point("_a$\\q$", "W4", 0.7), point("A only", "A8", 0.6, bytes=9)],
         [point(f"series {k}", "W4", 0.5 + 0.01 * k) for k in range(12)],
     ],
 )
 def test_odd_sweeps_are_drawn_without_a_warning(points: list[Point]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figure = draw_curve(points, "a $\\q$", None)
+        figure = draw_curve(points, "a $\\q$")
         figure.canvas.draw()
         for panel in draw_panels(points, "a $\\q$"):
             panel.canvas.draw()
@@ -258,14 +255,14 @@ def test_the_same_points_give_the_same_bytes_and_global_settings_stay(
 ) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("one", "two"):
-        save_figure(draw_curve(POINTS, METRIC, KIND), tmp_path / name, suffix)
+        save_figure(draw_curve(POINTS, METRIC), tmp_path / name, suffix)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert (tmp_path / "one").read_bytes().startswith(start)
     assert dict(matplotlib.rcParams) == before
 
 
 def figures() -> list[Figure]:
-    return [*draw_panels(POINTS, METRIC, KIND), *(draw_swatch(line) for line in curve_lines(POINTS))]
+    return [*draw_panels(POINTS, METRIC), *(draw_swatch(line) for line in curve_lines(POINTS))]
 
 
 def test_a_figure_in_a_page_takes_its_colours_and_its_font_and_has_its_own_ids() -> None:

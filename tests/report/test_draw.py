@@ -10,6 +10,7 @@ import pytest
 from lbdet.classes import COCO80, VOC20
 from lbdet.metrics import diff_detections
 from lbdet.report.draw import KEPT, LOST, NEW, class_colour, draw_detections, draw_pair
+from lbdet.report.font import load_font
 
 GREY = np.full((600, 800, 3), 128, np.uint8)
 TITLES = ("float32", "W4")
@@ -182,6 +183,17 @@ def test_any_class_name_can_be_drawn(name):
     assert (
         draw_pair(GREY, sample, found(), diff_detections(sample, found()), [name], (name, name)).width > 1600
     )
+
+
+@pytest.mark.parametrize("name", ["κουτί", "собака"])
+def test_letters_outside_ascii_are_letters_and_not_the_box_of_an_unknown_sign(name):
+    box = bytes(load_font(20).getmask("\uffff"))
+    assert box not in [bytes(load_font(20).getmask(letter)) for letter in name]
+    drawn = [
+        np.asarray(draw_detections(GREY, found([[9, 99, 300, 400]]), [n]))
+        for n in (name, "\uffff" * len(name))
+    ]
+    assert (drawn[0] != drawn[1]).any()
 
 
 def test_a_name_too_long_for_the_image_is_cut_but_its_score_stays():

@@ -26,7 +26,8 @@ from lbdet.errors import UserError
 from lbdet.metrics import diff_detections
 from lbdet.report.facts import widths
 from lbdet.report.page import best_point, render_page
-from lbdet.report.sweep_file import Point, join_sweeps, read_sweep
+from lbdet.report.points import Point
+from lbdet.report.sweep_file import join_sweeps, read_sweep
 from lbdet.report.tables import cells_table, points_table, signed
 from lbdet.sweep.report import read_pictures, write_report
 
@@ -230,11 +231,11 @@ def test_the_tables_hold_every_point_and_every_cell(folder: Path, text: str) -> 
     assert (len(points.rows), len(cells.rows)) == (len(sweep.summary), len(sweep.cells)) == (7, 10)
     assert [column.name for column in points.columns] == [
         "series", "precision", "mean", "against float", "size, MB", "times smaller", "seeds", "lowest",
-        "highest", "spread of the seeds",
+        "highest", "range of float's seeds",
     ]  # fmt: skip
     w4 = next(row for row in points.rows if [e.text for e in row[:2]] == ["qat", "W4"])
     assert [entry.text for entry in w4[2:]] == [
-        "0.746", "−0.006", "0.142", "8.2", "2", "0.744", "0.748", "inside",
+        "0.751", "−0.001", "0.142", "8.2", "2 seeds", "0.749", "0.753", "inside float's range",
     ]  # fmt: skip
     assert [column.name for column in cells.columns] == [
         "cell", "state", "VOC 11-point mAP", "VOC area mAP", "COCO mAP", "size, MB", "bits a weight",
@@ -267,7 +268,7 @@ def test_changes_have_a_sign_unless_they_are_none() -> None:
 def test_classes_are_those_of_the_mean_averaged_over_seeds(text: str) -> None:
     data = data_of(text)
     float_ap = [metrics_of(0.75 + 0.004 * seed)["per_class"] for seed in (0, 1)]
-    here = [metrics_of(0.744 + 0.004 * seed)["per_class"] for seed in (0, 1)]
+    here = [metrics_of(0.749 + 0.004 * seed)["per_class"] for seed in (0, 1)]
     width = next(w for w in data["widths"] if (w["series"], w["precision"]) == ("qat", "W4"))
     assert [row[0] for row in width["classes"]] == list(SHAPE_CLASSES[:4])
     for name, objects, reference, ours in width["classes"]:
@@ -285,7 +286,7 @@ def test_classes_are_measured_in_the_metric_of_the_sweep(
     folder = write_sweep(tmp_path / "s", devkit, [cell_entry("qat", "W4", 0)], metric=metric)
     text = page_of(folder, photos=0)
     row = data_of(text)["widths"][0]["classes"][2]
-    expected = metrics_of(0.744)["per_class"][SHAPE_CLASSES[2]][key]
+    expected = metrics_of(0.749)["per_class"][SHAPE_CLASSES[2]][key]
     assert row == [SHAPE_CLASSES[2], 12, None, pytest.approx(expected)]
     assert name in Page(text).text
 
@@ -316,23 +317,67 @@ def test_failed_cells_are_listed_with_their_error_and_command(text: str) -> None
     assert any("name: ssd_tiny" in config for config in page.content["pre"])
 
 
-def point(series: str, mean: float | None, size: int | None, word: str) -> Point:
-    return Point(series=series, precision="W4", mean=mean, bytes=size, word=word, is_float=series == "float")
+def point(series: str, mean: float, size: int, place: str | None, **more: Any) -> Point:
+    width = "float" if series == "float" else "W4"
+    facts: dict[str, Any] = {"seeds": (0, 1), "planned": 2, "bytes": size, "place": place} | more
+    return Point(series=series, precision=width, mean=mean, lowest=mean, highest=mean, **facts)
 
 
-def test_the_best_point_is_the_smallest_inside_the_spread_else_the_highest(folder: Path) -> None:
-    sweep = read_sweep(folder)
-    inside, outside = "inside the spread of the seeds", "outside the spread of the seeds"
-    points = (
-        point("float", 0.8, 9, inside), point("a", 0.7, 5, inside), point("b", 0.72, 5, inside),
-        point("c", 0.79, 8, inside), point("d", 0.6, 1, outside), point("e", None, 1, inside),
+def test_the_best_point_is_the_smallest_that_is_not_below_float_and_has_not_failed() -> None:
+    float_point, small, better, above, below, shaky = points = (
+        point("float", 0.8, 9, None), point("a", 0.78, 5, "inside"), point("b", 0.79, 5, "inside"),
+        point("c", 0.9, 4, "above"), point("d", 0.6, 1, "below"), point("e", 0.9, 2, "above", failed=1),
     )  # fmt: skip
-    assert best_point(replace(sweep, summary=points)) == (
-        "Smallest inside the spread of the seeds", points[2],
-    )  # fmt: skip
-    rest = (points[0], points[4], point("f", 0.65, 2, "one seed: no spread"))
-    assert best_point(replace(sweep, summary=rest)) == ("Highest mean below float precision", rest[2])
-    assert best_point(replace(sweep, summary=(points[0], points[5])))[1] is None
+    assert best_point(points) == ("Smallest not below float's seeds", above)
+    assert best_point([float_point, small, better, below, shaky])[1] == better
+    no_spread = point("f", 0.65, 2, None)
+    assert best_point([float_point, below, no_spread]) == ("Highest mean below float precision", no_spread)
+    assert best_point([float_point, shaky])[1] is None
+
+
+def test_the_head_says_of_how_many_seeds_the_best_point_is(tmp_path: Path, devkit: Path) -> None:
+    entries = [cell_entry("float", "float", 0), cell_entry("float", "float", 1)]
+    entries.append(cell_entry("qat", "W4", 0, metrics=metrics_of(0.753)))
+    text = page_of(write_sweep(tmp_path / "s", devkit, entries), photos=0)
+    head = "".join(Page(text).content["dd"])
+    assert "qat: 0.753 (+0.001), 142 kB, 1 of 2 seeds" in head
+    assert "Smallest not below float's seeds" in Page(text).content["dt"]
+    best = data_of(text)["widths"][0]
+    assert (best["seedsText"], best["placeText"]) == ("1 of 2 seeds", "inside float's range")
+
+
+def test_a_seed_that_failed_is_told_beside_the_others(tmp_path: Path, devkit: Path) -> None:
+    entries = [cell_entry("float", "float", seed) for seed in (0, 1, 2)]
+    entries += [cell_entry("qat", "W4", seed) for seed in (0, 1)]
+    entries.append(cell_entry("qat", "W4", 2, state="failed", error="loss is nan", metrics=None))
+    text = page_of(write_sweep(tmp_path / "s", devkit, entries), photos=0)
+    assert "2 of 3 seeds, 1 failed" in Page(text).content["td"]
+    assert data_of(text)["widths"][0]["seedsText"] == "2 of 3 seeds, 1 failed"
+
+
+def test_widths_of_one_series_are_on_one_slider_whatever_their_ratios(tmp_path: Path, devkit: Path) -> None:
+    entries = [cell_entry("qat semi", "W4", 0, ratio=0.75), cell_entry("qat semi", "W2", 0, ratio=0.6)]
+    data = data_of(page_of(write_sweep(tmp_path / "s", devkit, entries), photos=0))
+    assert [(group["name"], len(group["widths"])) for group in data["series"]] == [("qat semi", 2)]
+    assert [width["ratio"] for width in data["widths"]] == [0.6, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"per_class": {"disc": {"voc07": "x"}}}, "per_class.disc.voc07: input should be a valid number"),
+        ({"per_class": {"disc": "x"}}, "per_class.disc: input should be a valid dictionary, got 'x'"),
+        ({"scored_classes": 3}, "scored_classes: input should be a valid list, got 3"),
+    ],
+)
+def test_damaged_metrics_by_class_are_told_with_their_cell(
+    tmp_path: Path, devkit: Path, damage: dict, message: str
+) -> None:
+    entry = cell_entry("qat", "W4", 0, metrics=metrics_of(0.7) | damage)
+    folder = write_sweep(tmp_path / "s", devkit, [entry])
+    with pytest.raises(UserError) as error:
+        page_of(folder, photos=0)
+    assert f"sweep.json: qat_W4_seed0: metrics: {message}" in str(error.value)
 
 
 def test_the_slider_starts_at_the_best_point(folder: Path, text: str) -> None:
@@ -419,8 +464,10 @@ def test_a_coverage_that_cannot_be_read_is_told_and_one_that_is_missing_is_left_
     file = folder / "cells/qat_W4_seed0/coverage.json"
     for text, message in (
         ("[", "must be JSON"),
-        ('{"a": 1}', "must be a list of layers"),
-        ("[1]", "must be a"),
+        ('{"a": 1}', "top level: input should be a valid list"),
+        ("[1]", "0: input should be a dictionary"),
+        ('[{"bits": 4}]', "0.name: field required"),
+        ('[{"name": "a", "levels": ["a"], "counts": [1]}]', "0.levels.*: input should be a valid number"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=f"coverage.json: {message}"):

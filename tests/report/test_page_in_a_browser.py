@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,6 @@ def report(tmp_path_factory, devkit: Path) -> Path:
     folder = write_sweep(tmp_path_factory.mktemp("browser") / "sweep", devkit, entries[:-1])
     content = json.loads((folder / "sweep.json").read_text())
     content["cells"].append(entries[-1])
-    content["summary"].append(content["summary"][1] | {"series": MARKUP})
     (folder / "sweep.json").write_text(json.dumps(content))
     file = folder / "cells/qat_W4_seed0/coverage.json"
     layers = json.loads(file.read_text())
@@ -180,10 +180,10 @@ def test_the_series_changes_by_keyboard_and_keeps_the_precision(visit: Callable[
     here = visit()
     assert here.shown() == ("qat", "W4")
     here.page.focus("#series")
-    here.press("ArrowDown")
+    here.press("ArrowUp")
     assert here.shown() == ("ptq", "W4")
     assert boxes_in(here) == Counter(row[0] for rows in here.width()["boxes"] for row in rows)
-    here.press("ArrowDown")
+    here.press("ArrowUp")
     assert here.shown()[0] == MARKUP
     assert here.page.title() != "taken"
     assert MARKUP in here.page.inner_text("#points")
@@ -254,6 +254,30 @@ def test_on_a_phone_the_page_never_scrolls_sideways(visit: Callable[..., Visit],
         assert sizes == [width, width]
     controls = here.page.locator(".controls").bounding_box()
     assert controls["height"] < 0.3 * 740
+
+
+TICKS = """() => [...document.getElementById("ticks").children].map((tick) => {
+  const range = document.createRange();
+  range.selectNodeContents(tick);
+  const { left, right } = range.getBoundingClientRect();
+  return [left, right, tick.checkVisibility({ visibilityProperty: true })];
+})"""
+
+
+def test_on_a_phone_names_of_many_widths_do_not_lie_over_each_other(visit: Callable[..., Visit]) -> None:
+    here = visit(width=320, height=740)
+    here.page.evaluate("data.series[select.value].widths = [...data.widths.keys(), ...data.widths.keys()]")
+    count = 2 * len(here.data["widths"])
+    for place in (0, 1, count // 2, count - 2, count - 1):
+        here.page.evaluate(f"showSeries({place})")
+        ticks = here.page.evaluate(TICKS)
+        shown = [(left, right) for left, right, is_shown in ticks if is_shown]
+        assert all(right < left for (_, right), (left, _) in pairwise(shown))
+        assert 3 <= len(shown) < len(ticks) == count
+        assert ticks[place][2]
+        assert (ticks[0][2], ticks[-1][2]) == (place != 1, place != count - 2)
+    here.page.set_viewport_size({"width": 1600, "height": 740})
+    here.page.wait_for_function("!document.querySelector('.crowded')")
 
 
 CONTRASTS = """() => {

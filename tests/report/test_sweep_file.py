@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from sweeps import cell_entry, summary_of, write_sweep
+from sweeps import cell_entry, metrics_of, write_sweep
 
 from lbdet.errors import UserError
-from lbdet.report.sweep_file import join_sweeps, read_sweep
+from lbdet.report.sweep_file import join_sweeps, read_sweep, sweep_text
 
 
 @pytest.fixture(scope="module")
@@ -20,22 +20,18 @@ def folder(tmp_path_factory, devkit: Path) -> Path:
 def rewrite(path: Path, **changes: object) -> Path:
     """Write a sweep.json of one cell with changes at its top level."""
     cells = [cell_entry("qat", "W4", 0)]
-    content = {"version": 1, "metric": "voc07_map", "metric_name": "m", "cells": cells,
-               "summary": summary_of(cells)}  # fmt: skip
+    content = {"version": 1, "metric": "voc07_map", "metric_name": "m", "cells": cells}
     path.mkdir(exist_ok=True)
     (path / "sweep.json").write_text(json.dumps(content | changes))
     return path
 
 
-def test_cells_and_points_are_as_they_stand_in_the_file(folder: Path) -> None:
+def test_cells_are_as_they_stand_in_the_file(folder: Path) -> None:
     written, sweep = json.loads((folder / "sweep.json").read_text()), read_sweep(folder)
     for entry, cell in zip(written["cells"], sweep.cells, strict=True):
         assert cell.folder == folder / entry["folder"]
         for key in entry.keys() - {"folder"}:
             assert getattr(cell, key) == entry[key]
-    for entry, point in zip(written["summary"], sweep.summary, strict=True):
-        assert list(point.seeds) == entry.pop("seeds")
-        assert all(getattr(point, key) == value for key, value in entry.items())
     assert (sweep.command, sweep.metric, sweep.metric_name) == (
         written["command"], "voc07_map", "VOC 11-point mAP",
     )  # fmt: skip
@@ -43,16 +39,34 @@ def test_cells_and_points_are_as_they_stand_in_the_file(folder: Path) -> None:
 
 def test_the_cells_of_a_point_are_its_finished_ones_the_lowest_seed_first(tmp_path: Path) -> None:
     cells = [cell_entry("qat", "W4", seed) for seed in (2, 0, 1)]
-    cells += [cell_entry("qat", "W4", 3, state="failed"), cell_entry("qat", "W4", 4, ratio=0.5),
-              cell_entry("ptq", "W4", 5), cell_entry("qat", "W2", 6)]  # fmt: skip
-    sweep = read_sweep(rewrite(tmp_path, cells=cells, summary=summary_of(cells)))
-    assert [cell.seed for cell in sweep.cells_of(sweep.summary[0])] == [0, 1, 2]
+    cells += [cell_entry("qat", "W4", 3, state="failed"), cell_entry("ptq", "W4", 5)]
+    cells += [cell_entry("qat", "W4", 4, ratio=0.5, metrics=metrics_of(0.1)), cell_entry("qat", "W2", 6)]
+    sweep = read_sweep(rewrite(tmp_path, cells=cells))
+    point = next(point for point in sweep.summary if point.key == (0, "qat", "W4", None))
+    assert [cell.seed for cell in point.cells] == [0, 1, 2]
     assert sweep.float_point is None
+
+
+def test_what_is_written_is_what_was_read_with_a_summary_beside_it(folder: Path) -> None:
+    sweep, written = read_sweep(folder), json.loads((folder / "sweep.json").read_text())
+    again = json.loads(sweep_text(sweep))
+    assert again["cells"] == written["cells"]
+    point = next(p for p in again["summary"] if (p["series"], p["precision"]) == ("qat", "W4"))
+    assert (point["seeds"], point["place"], point["planned"], point["failed"]) == ([0, 1], "inside", 2, 0)
+    assert {"cells", "sweep"}.isdisjoint(point)
+
+
+def test_a_file_of_before_is_read_and_its_summary_made_again(tmp_path: Path) -> None:
+    old = {"series": "qat", "precision": "W4", "mean": 0.1, "word": "inside the spread of the seeds"}
+    cells = [cell_entry("float", "float", seed) for seed in (0, 1)]
+    cells.append(cell_entry("qat", "W4", 0, mode="qat", bytes_kind="packed files, batch norm folded"))
+    _, point = read_sweep(rewrite(tmp_path, cells=cells, summary=[old])).summary
+    assert (point.mean, point.place) == (pytest.approx(0.749), "below")
 
 
 def test_the_reference_is_the_float_series_of_the_first_sweep(folder: Path, tmp_path: Path) -> None:
     float_cells = [cell_entry("float", "float", 0, state="failed"), cell_entry("qat", "W4", 0)]
-    unfinished = read_sweep(rewrite(tmp_path / "a", cells=float_cells, summary=summary_of(float_cells)))
+    unfinished = read_sweep(rewrite(tmp_path / "a", cells=float_cells))
     assert unfinished.float_point is None
     both = join_sweeps([unfinished, read_sweep(folder)])
     assert both.float_point is None
@@ -71,20 +85,12 @@ def test_missing_and_unknown_values_do_no_harm(tmp_path: Path) -> None:
         "colour": 3,
     }
     (tmp_path / "sweep.json").write_text(
-        json.dumps({"version": 1, "metric": "voc07_map", "metric_name": "m", "cells": [cell],
-                    "summary": [{"series": "qat", "precision": "W4", "mean": float("nan")}]})
+        json.dumps({"version": 1, "metric": "voc07_map", "metric_name": "m",
+                    "cells": [cell, cell | {"metrics": {"voc07_map": float("nan")}}]})
     )  # fmt: skip
     sweep = read_sweep(tmp_path)
-    assert sweep.cells[0].metrics is sweep.cells[0].bytes is sweep.cells[0].seed is None
-    assert sweep.summary[0].mean is None
-    assert sweep.bytes_kind is None
-
-
-def test_the_kind_of_bytes_is_told_if_the_quantized_cells_agree(tmp_path: Path) -> None:
-    cells = [cell_entry("float", "float", 0, bytes_kind="float32"), cell_entry("qat", "W4", 0)]
-    assert read_sweep(rewrite(tmp_path, cells=cells)).bytes_kind == "codes at their radix size"
-    cells.append(cell_entry("qat", "W2", 0, bytes_kind="int8"))
-    assert read_sweep(rewrite(tmp_path, cells=cells)).bytes_kind is None
+    assert sweep.cells[0].metrics is sweep.cells[0].bytes is None
+    assert sweep.summary == ()
 
 
 def test_several_sweeps_carry_their_folders_names_and_one_does_not(folder: Path, tmp_path: Path) -> None:
@@ -92,9 +98,10 @@ def test_several_sweeps_carry_their_folders_names_and_one_does_not(folder: Path,
     assert join_sweeps([one]) == one
     both = join_sweeps([one, other])
     assert [p.series for p in both.summary] == [f"here: {p.series}" for p in one.summary] + ["there: qat"]
+    assert [p.against_float for p in both.summary] == [p.against_float for p in one.summary] + [None]
     assert [c.name for c in both.cells[-2:]] == ["here/ptq_W4_seed0", "there/qat_W4_seed0"]
     assert [p.is_float for p in both.summary] == [p.series == "float" for p in one.summary] + [False]
-    assert [len(both.cells_of(point)) for point in both.summary] == [2, 1, 2, 1, 1, 1, 1, 1]
+    assert [len(point.cells) for point in both.summary] == [2, 1, 1, 1, 2, 1, 1, 1]
 
 
 def test_sweeps_in_folders_of_the_same_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
@@ -112,8 +119,8 @@ def test_sweeps_in_folders_of_the_same_name_are_told_apart_by_their_paths(tmp_pa
         ({"metric": ["x"]}, "sweep.json: metric: input should be a valid string, got ['x']"),
         ({"cells": [{"name": "a"}]}, "sweep.json: cells.0.series: field required, got {'name': 'a'}"),
         (
-            {"summary": [{"series": "a", "precision": "W4", "mean": "x"}]},
-            "sweep.json: summary.0.mean: input ",
+            {"cells": [cell_entry("qat", "W4", 0, ratio="x")]},
+            "sweep.json: cells.0.ratio: input should be a valid number, unable to parse string as a number,",
         ),
     ],
 )
@@ -145,3 +152,8 @@ def test_sweeps_of_different_metrics_cannot_be_joined(folder: Path, tmp_path: Pa
         UserError, match=r"sweep.json: metric: must be 'voc07_map' like that of .*, got 'top1'"
     ):
         join_sweeps([read_sweep(folder), other])
+
+
+def test_a_folder_cannot_be_joined_with_itself(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--sweep: folders must be different, got .*here twice"):
+        join_sweeps([read_sweep(folder), read_sweep(folder / ".." / "here")])

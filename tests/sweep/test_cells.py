@@ -73,7 +73,7 @@ def test_a_qat_cell_differs_in_target_and_seed_only(config, tmp_path) -> None:
 
 @pytest.mark.parametrize(("mode", "images"), [("ptq", 0), ("ptq+bn", CORRECT_BN)])
 def test_a_ptq_cell_takes_the_float_cells_weights_and_trains_nothing(config, tmp_path, mode, images) -> None:
-    folder = tmp_path / "with: odd #name"
+    folder = tmp_path / "with: odd #name 😀"
     (found,) = configs(config, folder, Cell(mode, W4, 1))
     assert found.model.weights == str(folder / "cells" / "float_seed1" / "model.safetensors")
     assert (found.train.max_steps, found.train.correct_bn, found.train.recalibrate_bn) == (0, images, 0)
@@ -85,6 +85,16 @@ def test_a_ratio_is_that_of_the_semi_analytical_solver(config, tmp_path) -> None
     (found,) = configs(config, tmp_path, Cell("qat", W4, 0, 0.6))
     assert found.quantizer.weight.model_dump()["solver"] == "semi"
     assert found.quantizer.weight.model_dump()["ratio"] == 0.6
+
+
+def test_settings_of_a_precision_are_for_its_qat_cells_and_come_after_those_of_all(config, tmp_path) -> None:
+    sweep = Sweep(str(config), ("train.lr=0.5",), tmp_path, {W2: ["train.lr=0.25", "train.ema=0.5"]})
+    cells = [Cell("qat", W2, 0), Cell("qat", W4, 0), Cell("ptq", W2, 0), Cell("float", FLOAT, 0)]
+    found = [sweep.config_of(cell).train for cell in cells]
+    assert [(train.lr, train.ema) for train in found] == [(0.25, 0.5), (0.5, None), (0.5, None), (0.5, None)]
+    assert "--set train.lr=0.5 train.lr=0.25 train.ema=0.5 schedule.target=W2" in sweep.command_of(
+        cells[0], "x"
+    )
 
 
 def test_a_width_that_the_format_does_not_have_is_told(config, tmp_path) -> None:
