@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import torch
 
 from benchmarks.step import replace_layers
 from lbdet.build import build, build_guidance, build_settings, build_task, build_train_set, read_data
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import Config, dump_config, load_config
 from lbdet.data.records import spread_images
 from lbdet.engine.finish import summary
@@ -65,15 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--bits", required=True, type=int, metavar="N", help="of weights")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="sets"
-    )
+    add_settings(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="RUN")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     options = parser.parse_args(arguments)
 
     def work() -> None:
-        config = load_config(options.config, [*FLOAT, *chain.from_iterable(options.sets)])
+        config = load_config(options.config, [*FLOAT, *options.settings])
         train_peer(config, options.bits, RunFolder(options.output), options.resume)
 
     return exit_code(work)

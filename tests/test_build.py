@@ -111,7 +111,8 @@ def test_the_weights_of_a_build_depend_on_the_seed_alone(config):
 def test_a_pattern_that_matches_no_layer_is_told_with_its_section(config):
     broken = load_config(config, ["quantizer.keep_float=[backbone.stm*]"])
     with pytest.raises(
-        UserError, match=r"quantizer: keep_float: pattern 'backbone\.stm\*' matches none of the 18 layers; closest"
+        UserError,
+        match=r"quantizer: keep_float: pattern 'backbone\.stm\*' matches none of the 18 layers; closest",
     ):
         build(broken)
 

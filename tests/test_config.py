@@ -117,7 +117,8 @@ MISTAKES = {
         "guidance: features and taps belong together, got features 0.0 and taps ['backbone']",
     "guidance={name: mutual, logits: 1}": "guidance.name: must be 'teacher' or 'joint', got 'mutual'",
     "schedule.name=two-stage":
-        "schedule.name: must be one of 'constant', 'two_stage', 'progressive', 'cyclic', got 'two-stage'",
+        "schedule.name: must be one of 'constant', 'two_stage', 'progressive', 'cyclic', got 'two-stage'; "
+        "closest: 'two_stage'",
     "schedule.share=0.5": "schedule.share: unknown key; closest: 'target'",
     "schedule={name: two_stage, target: W4, share: 1}": "schedule.share: must be less than 1, got 1",
     "schedule={name: progressive, target: W4}": "schedule.through: must be given",
@@ -167,7 +168,7 @@ MISTAKES = {
         "quantizer.weight: ratio is for solver 'semi', got solver 'exact'; leave it out",
     "quantizer.weight.format=unifrom":
         "quantizer.weight.format: must be one of 'lbw', 'uniform', 'dorefa', 'binary', 'learned_levels', "
-        "got 'unifrom'",
+        "got 'unifrom'; closest: 'uniform'",
     "quantizer.activation.format=lbw":
         "quantizer.activation.format: must be one of 'uniform', 'dorefa', 'binary', got 'lbw'",
     "quantizer.activation={format: uniform, objectiv: mse}":

@@ -11,10 +11,10 @@ SHARED = ROOT.parent / "shared"
 HOW_TO_GET = {
     "voc_subset": "python tools/prepare_voc_subset.py --download --voc datasets/VOC",
     "bccd": "github.com/Shenggan/BCCD_Dataset (MIT), its folder BCCD/ as datasets/bccd",
-    "cifar10_10k": "only tests use it: an .npz of 10 000 CIFAR-10 images",
+    "cifar10_10k": "python tools/prepare_cifar10_10k.py --download --cifar datasets/cifar10",
     "tiny_imagenet_20": "only tests use it: 20 classes of Tiny ImageNet",
     "voc2007_eval_oracle": "only tests use it: published detections and AP of a VOC2007 detector",
-    "weights": "torchvision's own are used by name, such as model.weights=COCO_V1",
+    "weights": "python tools/prepare_weights.py",
 }
 
 

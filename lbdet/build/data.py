@@ -13,7 +13,7 @@ from lbdet.data import DATASETS, LABELLED_DATASETS
 from lbdet.data.augment import build_augmentation
 from lbdet.data.classification import CIFAR, read_cifar
 from lbdet.data.coco import read_coco
-from lbdet.data.files import read_text, reason
+from lbdet.data.files import check_root, prepared_by, read_text, reason
 from lbdet.data.labelled import LabelledData, LabelledTrainSet
 from lbdet.data.loader import TrainSet
 from lbdet.data.records import DetectionData
@@ -49,12 +49,14 @@ def read_data(config: DataConfig, splits: Sequence[str]) -> DetectionData | Labe
     if config.name == "coco":
         if len(splits) != 1 or ":" not in splits[0]:
             raise UserError(f"data: a coco split is one images_folder:annotations.json, got {list(splits)}")
+        check_root(config.root)
         images, annotations = splits[0].split(":", 1)
         return read_coco(
             Path(config.root, images), Path(config.root, annotations), classes, config.other_classes
         )
     if config.name == "shapes":
         render_shapes(config.root)
+    check_root(config.root)
     return read_voc(config.root, splits, classes, config.other_classes)
 
 
@@ -63,6 +65,7 @@ def _read_labelled(config: DataConfig, splits: Sequence[str]) -> LabelledData:
         raise UserError(f"data: {config.name!r} reads one split at a time, got {list(splits)}; name one")
     if config.score_classes is not None:
         raise UserError(f"data.score_classes: is for detection, got it with {config.name!r}; leave it out")
+    check_root(config.root)
     classes = named_classes(config.classes, "data.classes") if config.classes else None
     data = LABELLED_DATASETS[config.name](config.root, splits[0], classes)
     if classes not in (None, data.classes):
@@ -93,8 +96,13 @@ def download(config: DataConfig) -> None:
     """Fetch a data set into `data.root`, MD5 checked: CIFAR, or the years of PASCAL VOC that the splits name.
 
     Raises:
-        UserError: another data set, VOC's splits without a year, or a failing network.
+        UserError: another data set, one that is made of a fetched one (its splits have the same names but not
+            the same images), VOC's splits without a year, or a failing network.
     """
+    if tool := prepared_by(config.root):
+        raise UserError(
+            f"--download: is for official data sets, got data.root {config.root}; make it with {tool}"
+        )
     if config.name in CIFAR:
         read_cifar(config.root, config.name, "train", download=True)
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from torchvision.models.detection.ssd import SSD
@@ -22,17 +24,18 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def is_classification(config: Config) -> bool:
+def is_classification(config: Config, kind: Collection[str] = (*MODELS, *CLASSIFIERS)) -> bool:
     """Return whether a config is for a classifier.
+
+    Args:
+        kind: the models that are named where the config's is unknown.
 
     Raises:
         UserError: an unknown model; a classifier with a data set for detection, or the other way round.
     """
-    models, name = [*MODELS, *CLASSIFIERS], config.model.name
-    if name not in models:
-        raise UserError(
-            f"model.name: must be one of {', '.join(models)}, got {name!r}{closest(name, models)}"
-        )
+    name = config.model.name
+    if name not in MODELS and name not in CLASSIFIERS:
+        raise UserError(f"model.name: must be one of {', '.join(kind)}, got {name!r}{closest(name, kind)}")
     classifier, labelled = name in CLASSIFIERS, config.data.name in LABELLED_DATASETS
     if classifier != labelled and config.data.name in (*DATASETS, *LABELLED_DATASETS):
         kind, names = ("classifier", LABELLED_DATASETS) if classifier else ("detector", DATASETS)
@@ -48,7 +51,7 @@ def check_kind(config: Config, classification: bool) -> None:
     Raises:
         UserError: naming the other tool.
     """
-    if is_classification(config) != classification:
+    if is_classification(config, CLASSIFIERS if classification else MODELS) != classification:
         kind, other = ("detector", "*_det.py") if classification else ("classifier", "*_cls.py")
         raise UserError(f"model.name: {config.model.name!r} is a {kind}; use the tools {other}")
 

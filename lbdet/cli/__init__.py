@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
@@ -12,37 +13,58 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lbdet.engine.signals import Interrupted
-from lbdet.errors import NumericsError, UserError
+from lbdet.errors import NumericsError, UserError, closest
 
 VERBS = {
-    "train-det": "lbdet.cli.train_det",
-    "eval-det": "lbdet.cli.eval_det",
-    "train-cls": "lbdet.cli.train_cls",
-    "eval-cls": "lbdet.cli.eval_cls",
-    "schedule": "lbdet.cli.schedule",
-    "sweep-bits": "lbdet.cli.sweep_bits",
-    "sensitivity": "lbdet.cli.sensitivity",
-    "report": "lbdet.cli.report",
-    "visualize": "lbdet.cli.visualize",
-    "export": "lbdet.cli.export",
-    "predict": "lbdet.cli.predict",
-    "benchmark": "lbdet.cli.benchmark",
-    "check-data": "lbdet.cli.check_data",
-    "prepare-voc-subset": "lbdet.cli.prepare_voc_subset",
-    "demo": "lbdet.cli.demo",
+    "train-det": "train a detector at low precision and evaluate it",
+    "eval-det": "evaluate a detector at one precision or several",
+    "train-cls": "train a classifier at low precision and evaluate it",
+    "eval-cls": "evaluate a classifier at one precision or several",
+    "schedule": "show which layer has which width when, before anything is trained",
+    "sweep-bits": "train and evaluate one model at several widths",
+    "sensitivity": "tell which layers break at few bits",
+    "report": "draw the curve and the page of a sweep again",
+    "visualize": "draw a run's detections on photographs, alone or beside another model's",
+    "export": "turn a run into a packed file or one for an inference engine",
+    "predict": "find objects on photographs with an exported model",
+    "benchmark": "measure speed and memory of a run's model in each engine",
+    "check-data": "name every problem of a data set",
+    "prepare-voc-subset": "make datasets/voc_subset from PASCAL VOC 2012",
+    "prepare-cifar10-10k": "make datasets/cifar10_10k from CIFAR-10",
+    "prepare-weights": "make the rounded COCO weights that the published configs start from",
+    "demo": "train a small detector at float, 4 and 2 bits on rendered pictures",
 }
+"""Verb -> what it does; its module has the verb's name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `lbdet <verb> ...` and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: lbdet <verb> ...\nverbs: {', '.join(VERBS)}\nlbdet <verb> --help explains one")
+        print(f"usage: lbdet <verb> ...\n\n{_verbs()}\n\nlbdet <verb> --help explains one")
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lbdet {import_module('lbdet').__version__}")
+        return 0
     if arguments[0] not in VERBS:
-        print(f"lbdet: unknown verb {arguments[0]!r}; verbs: {', '.join(VERBS)}", file=sys.stderr)
+        verb = arguments[0]
+        print(f"lbdet: unknown verb {verb!r}{closest(verb, VERBS)}\n{_verbs()}", file=sys.stderr)
         return 2
-    return import_module(VERBS[arguments[0]]).main(arguments[1:])
+    module = import_module(f"lbdet.cli.{arguments[0].replace('-', '_')}")
+    return module.main(arguments[1:])
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`; `settings` is a list of all that were given."""
+    parser.add_argument(
+        "--set", action="extend", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings",
+        help="change the config: any key of docs/config.md, values in YAML",
+    )  # fmt: skip
+
+
+def _verbs() -> str:
+    width = max(map(len, VERBS))
+    return "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -120,9 +120,7 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{option}: must be at least {low}, got {value}")
     for package in ("onnx", "openvino"):
         if find_spec(package) is None:
-            raise UserError(
-                f"benchmark: needs {package}, which is not installed; pip install 'lbdet[deploy]'"
-            )
+            raise UserError(f"benchmark: needs {package}, which is not installed; pip install -e '.[deploy]'")
 
 
 def _packed_size(built: Built, facts: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from lbdet.build import named_classes, read_data
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import DataConfig, load_config
 from lbdet.data import DATASETS, LABELLED_DATASETS
 from lbdet.data.check import (
@@ -32,6 +32,7 @@ from lbdet.data.check import (
 )
 from lbdet.data.classification import scan_image_folder
 from lbdet.data.coco import scan_coco
+from lbdet.data.files import check_root
 from lbdet.data.images import read_image
 from lbdet.data.labelled import LabelledData
 from lbdet.data.problems import Problem, Scan
@@ -55,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source.add_argument(
         "--data", metavar="NAME", help=f"one of {', '.join(_names())}; needs --root and --split"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
-    )
+    add_settings(parser)
     parser.add_argument("--root", metavar="FOLDER", help="as data.root of a config")
     parser.add_argument("--split", nargs="+", metavar="SPLIT", help="as data.train of a config")
     parser.add_argument(
@@ -86,8 +85,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             "--cleaned: needs --output and a data set for detection; remove the named files yourself"
         )
+    if args.cleaned:
+        _refuse_own_lists(args.output, data, groups)
     if args.input_size < 1:
         raise UserError(f"--input-size: must be at least 1, got {args.input_size}")
+    check_root(data.root)
     checks: dict[str, Check] = {}
     for group, splits in groups.items():
         checks[group] = _check_splits(data, splits, args.input_size)
@@ -118,12 +120,12 @@ def _sections(args: argparse.Namespace) -> tuple[DataConfig, dict[str, list[str]
             if value:
                 option = key.replace("_", "-")
                 raise UserError(f"--{option}: is for --data, got it with --config; use --set data.{key}=...")
-        data = load_config(args.config, list(chain.from_iterable(args.settings))).data
-        groups = {"train": data.train, "val": data.val} if not args.split else {"split": args.split}
+        data = load_config(args.config, args.settings).data
+        groups = {"train": data.train, "val": data.val} if not args.split else _named(args.split)
         return data, groups
     if args.settings:
         raise UserError(
-            f"--set: is for --config, got {args.settings[0][0]!r} with --data; use the other options"
+            f"--set: is for --config, got {args.settings[0]!r} with --data; use the other options"
         )
     if not args.root or not args.split:
         raise UserError("--data: needs --root and --split, got only some of them")
@@ -139,7 +141,23 @@ def _sections(args: argparse.Namespace) -> tuple[DataConfig, dict[str, list[str]
         )  # fmt: skip
     except ValidationError as error:
         raise UserError(f"--data: {one_line(str(error))}") from None
-    return data, {"split": args.split}
+    return data, _named(args.split)
+
+
+def _named(splits: list[str]) -> dict[str, list[str]]:
+    """Return splits as a group that is called as they are: 2012:train, or images:train.json, is train."""
+    files = [Path(split.rpartition(":")[2]).name for split in splits]
+    names = dict.fromkeys(file.removesuffix(".txt").removesuffix(".json") for file in files)
+    return {"_".join(names): splits}
+
+
+def _refuse_own_lists(output: Path, data: DataConfig, groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse to write lists where the splits' own lie, which might have the same name."""
+    for split in chain.from_iterable(groups.values()):
+        name = split.rpartition(":")[2]
+        path = Path(data.root, name) if data.name == "coco" else Path(name)
+        if path.suffix in (".txt", ".json") and path.resolve().parent == output.resolve():
+            raise UserError(f"--output: must not be where the split's {path} is; name another folder")
 
 
 def _check_splits(data: DataConfig, splits: Sequence[str], input_size: int) -> Check:

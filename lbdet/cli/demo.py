@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.cli.visualize import visualize
 from lbdet.config import load_config
 from lbdet.data.files import read_json
@@ -28,13 +27,18 @@ PICTURES = 6
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run the demo, and return the exit code."""
     parser = argparse.ArgumentParser(prog="lbdet demo", description=__doc__)
-    parser.add_argument("--config", default="configs/demo_shapes.yaml", metavar="FILE")
-    parser.add_argument("--output", default="runs/demo", metavar="FOLDER")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+        "--config",
+        default="configs/demo_shapes.yaml",
+        metavar="FILE",
+        help="default: configs/demo_shapes.yaml",
     )
+    parser.add_argument(
+        "--output", default="runs/demo", metavar="FOLDER", help="of the runs and pictures; default: runs/demo"
+    )
+    add_settings(parser)
     args = parser.parse_args(argv)
-    return exit_code(partial(_demo, args.config, Path(args.output), list(chain.from_iterable(args.settings))))
+    return exit_code(partial(_demo, args.config, Path(args.output), args.settings))
 
 
 def _demo(config_path: str, output: Path, settings: Sequence[str]) -> None:

@@ -6,14 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lbdet.build import Built, build, build_task, check_kind, load_run, read_data
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import load_config
 from lbdet.convert import (
     check_width,
@@ -44,10 +43,11 @@ def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="RUN", help="a folder that training left")
     source.add_argument("--config", metavar="FILE", help="the config's weights without training")
+    add_settings(parser)
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
-    )
-    parser.add_argument("--precision", nargs="+", metavar="W4|float", help="default: the run's own")
+        "--precision", nargs="+", metavar="W4|float",
+        help="default: the run's own; float = the weights as they are, unrounded",
+    )  # fmt: skip
     parser.add_argument("--split", metavar="NAME", help="such as 2012:val; default: the config's data.val")
     bn = parser.add_mutually_exclusive_group()
     bn.add_argument(
@@ -70,10 +70,10 @@ def _evaluate_together(args: argparse.Namespace, classification: bool) -> None:
 
 
 def _evaluate(args: argparse.Namespace, classification: bool) -> None:
-    settings = list(chain.from_iterable(args.settings))
-    if args.run and settings:
+    if args.run and args.settings:
         raise UserError(
-            f"--set: a run keeps its config, got {settings[0]!r}; use --config, or --precision and --split"
+            f"--set: a run keeps its config, got {args.settings[0]!r}; "
+            "use --config, or --precision and --split"
         )
     precisions = [Precision.parse(text) for text in args.precision or ()]
     for option, images in (("--recalibrate-bn", args.recalibrate_bn), ("--correct-bn", args.correct_bn)):
@@ -81,7 +81,7 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
             raise UserError(f"{option}: must not be negative, got {images}")
     if args.output and (Path(args.output).is_dir() or not Path(args.output).absolute().parent.is_dir()):
         raise UserError(f"--output: must be a file in a folder that exists, got {args.output!r}")
-    config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
+    config = load_config(Path(args.run, "config.yaml") if args.run else args.config, args.settings)
     check_kind(config, classification)
     if args.run and args.correct_bn and config.schedule.target != FLOAT:
         raise UserError(
@@ -100,7 +100,10 @@ def _evaluate(args: argparse.Namespace, classification: bool) -> None:
         _check(built.model, precision)
     needs_train = args.recalibrate_bn or args.correct_bn or any(p.act_bits for p in precisions)
     train = read_data(config.data, config.data.train) if needs_train else None
-    results = measure(built, precisions, val, train, args.recalibrate_bn, args.correct_bn)
+    unrounded = bool(args.run) and config.schedule.target != FLOAT and FLOAT in precisions
+    results = measure(built, precisions, val, train, args.recalibrate_bn, args.correct_bn, unrounded)
+    if unrounded:
+        say("* this run's weights unrounded; for a float model evaluate a float run")
     if args.output and distributed.rank() == 0:
         text = json.dumps(results, indent=1) + "\n"
         write_text(Path(args.output), text)
@@ -127,9 +130,10 @@ def measure(
     train: DetectionData | LabelledData | None,
     recalibrate_images: int = 0,
     correct_images: int = 0,
+    unrounded: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluate one model at several precisions, each from the same weights;
-    metrics a precision, printed as they come.
+    metrics a precision, printed as they come, float with a star where it is `unrounded`.
 
     Activations at widths that the model was not trained at are calibrated on training images.
     """
@@ -158,7 +162,9 @@ def measure(
             "quantizer": config.quantizer.model_dump(mode="json"),
         }
         results.append(facts | metrics)
-        say(f"{summary(task, results[-1])}, {results[-1]['model_bytes'] / 1e6:.2f} MB")
+        shown = f"{precision}*" if unrounded and precision == FLOAT else str(precision)
+        line = summary(task, results[-1] | {"precision": shown})
+        say(f"{line}, {results[-1]['model_bytes'] / 1e6:.2f} MB")
     return results
 
 

@@ -98,10 +98,13 @@ def _files(inputs: Sequence[str]) -> list[str | UserError]:
     """Return the files, and the images of the folders, sorted within each.
 
     Raises:
-        UserError: a path that does not exist, or a folder without images.
+        UserError: an address, a path that does not exist, or a folder without images.
     """
     files: list[str | UserError] = []
-    for path in map(Path, inputs):
+    for given in inputs:
+        path = Path(given)
+        if "://" in given:
+            raise UserError(f"INPUT: must be a local file, got {given!r}; download it first")
         if path.is_dir():
             found = sorted(str(file) for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
             if not found:

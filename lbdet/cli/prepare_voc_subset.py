@@ -24,7 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--download", action="store_true", help="fetch VOC2012 (2 GB) into --voc first, MD5 checked"
     )
     parser.add_argument("--ids", default="datasets", metavar="FOLDER", help="of voc_subset_{train,val}.txt")
-    parser.add_argument("--output", default="datasets/voc_subset", metavar="FOLDER")
+    parser.add_argument(
+        "--output", default="datasets/voc_subset", metavar="FOLDER", help="new; default: datasets/voc_subset"
+    )
     args = parser.parse_args(argv)
     return exit_code(partial(_prepare, args))
 

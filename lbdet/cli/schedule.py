@@ -8,11 +8,10 @@ import io
 import os
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from lbdet.build import build, build_blocks, build_settings, build_train_set, is_classification
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import Config, load_config
 from lbdet.convert import scheduled_layers
 from lbdet.engine.progress import say
@@ -28,13 +27,13 @@ SUFFIXES = (".png", ".svg", ".pdf")
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, show the schedule, and return the exit code."""
     parser = argparse.ArgumentParser(prog="schedule.py", description=__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+        "--config", required=True, metavar="FILE", help="of a training, such as those in configs/"
     )
+    add_settings(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a picture of it, .png, .svg or .pdf")
     args = parser.parse_args(argv)
-    return exit_code(partial(_show, args.config, list(chain.from_iterable(args.settings)), args.plot))
+    return exit_code(partial(_show, args.config, args.settings, args.plot))
 
 
 def _show(path: str, settings: Sequence[str], plot: Path | None) -> None:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from lbdet.build import Built, build, build_task, load_run, read_data
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import Config, dump_config, load_config
 from lbdet.convert import check_width, model_bytes, quantized_layers, set_float
 from lbdet.data.files import MAX_JSON, read_json, read_text
@@ -46,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="RUN", help="a folder that training left")
     source.add_argument("--config", metavar="FILE", help="the config's weights without training")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
-    )
+    add_settings(parser)
     parser.add_argument("--precisions", nargs="+", required=True, metavar="W4|W4A8")
     parser.add_argument("--by", choices=("block", "layer"), default="block")
     parser.add_argument("--images", type=int, default=200, metavar="N", help="of data.val; default 200")
@@ -59,15 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sensitivity(args: argparse.Namespace) -> None:
     distributed.refuse_many("sensitivity.py")
-    settings = list(chain.from_iterable(args.settings))
-    if args.run and settings:
-        raise UserError(f"--set: a run keeps its config, got {settings[0]!r}; use --config")
+    if args.run and args.settings:
+        raise UserError(f"--set: a run keeps its config, got {args.settings[0]!r}; use --config")
     if args.images < 1:
         raise UserError(f"--images: must be at least 1, got {args.images}")
     precisions = [Precision.parse(text) for text in args.precisions]
     if FLOAT in precisions:
         raise UserError("--precisions: must have bits, got float; it is what the others are compared with")
-    config = load_config(Path(args.run, "config.yaml") if args.run else args.config, settings)
+    config = load_config(Path(args.run, "config.yaml") if args.run else args.config, args.settings)
     val = read_data(config.data, config.data.val)
     built = load_run(args.run) if args.run else build(config, val.classes)
     for name, layer in quantized_layers(built.model).items():

@@ -11,10 +11,9 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.engine import distributed
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
@@ -43,9 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--ratios", nargs="+", type=float, default=[], metavar="R",
         help="use LBW's semi-analytical solver at each of these ratios; the best by mAP stands for a width",
     )  # fmt: skip
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
-    )
+    add_settings(parser)
     parser.add_argument(
         "--at", action="append", default=[], metavar=("W2", "KEY.PATH=VALUE"), nargs="+",
         help="more settings, for the qat cells of one of the precisions; they come after those of --set",
@@ -63,7 +60,7 @@ def _sweep(args: argparse.Namespace, command: str) -> None:
     precisions = [Precision.parse(text) for text in args.precisions]
     cells = plan_cells(precisions, args.mode, args.seeds, args.ratios)
     at = _settings_at(args.at, cells)
-    sweep = Sweep(args.config, tuple(chain.from_iterable(args.settings)), Path(args.output), at)
+    sweep = Sweep(args.config, tuple(args.settings), Path(args.output), at)
     for cell in cells:  # what is impossible is told before anything runs
         check_recipe(sweep, cell)
     known = known_records(sweep.folder)

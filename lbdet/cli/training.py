@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from lbdet.build import check_kind, download
-from lbdet.cli import exit_code
+from lbdet.cli import add_settings, exit_code
 from lbdet.config import load_config
 from lbdet.engine import distributed
 from lbdet.engine.run_folder import RunFolder
@@ -19,11 +18,13 @@ from lbdet.experiment import train_run
 def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool) -> int:
     """Parse the arguments, train, and return the exit code."""
     parser = argparse.ArgumentParser(prog=tool, description=about)
-    parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings"
+        "--config", required=True, metavar="FILE", help="what to train, such as those in configs/"
     )
-    parser.add_argument("--output", metavar="RUN", help="default: runs/<name of the config>")
+    add_settings(parser)
+    parser.add_argument(
+        "--output", metavar="RUN", help="the run's folder; default: runs/<name of the config>"
+    )
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument(
         "--download",
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None, tool: str, about: str, classification: bool
 
 def _train(args: argparse.Namespace, run: RunFolder, classification: bool) -> None:
     with distributed.process_group():
-        config = load_config(args.config, list(chain.from_iterable(args.settings)))
+        config = load_config(args.config, args.settings)
         check_kind(config, classification)
         if args.download:
             distributed.first(partial(download, config.data))

@@ -30,12 +30,13 @@ CALIBRATION_IMAGES = 64
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, draw, and return the exit code."""
     parser = argparse.ArgumentParser(prog="visualize.py", description=__doc__)
-    parser.add_argument("--run", required=True, metavar="RUN")
-    parser.add_argument("--images", required=True, nargs="+", metavar="FILE|FOLDER")
-    parser.add_argument("--output", required=True, metavar="FOLDER")
+    parser.add_argument("--run", required=True, metavar="RUN", help="a folder that training left")
+    parser.add_argument("--images", required=True, nargs="+", metavar="FILE|FOLDER", help="JPEG and PNG")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="for a PNG of each image")
     parser.add_argument(
         "--against", metavar="RUN_OR_PRECISION",
-        help="the reference, drawn on the left: another run, or this one at another precision, such as float",
+        help="the reference, drawn on the left: another run's folder, such as a float run's, or this run's "
+        "weights at another precision, such as W6 or float (unrounded, which is no float detector)",
     )  # fmt: skip
     parser.add_argument(
         "--threshold", type=float, default=0.4, help="least score that is drawn (default 0.4)"
@@ -99,10 +100,13 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     """Return the files, and the JPEG and PNG files of the folders, sorted within each.
 
     Raises:
-        UserError: a path that does not exist, or a folder without images.
+        UserError: an address, a path that does not exist, or a folder without images.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
+    for given in paths:
+        path = Path(given)
+        if "://" in given:
+            raise UserError(f"--images: must be local files, got {given!r}; download it first")
         if path.is_dir():
             found = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
             if not found:
@@ -154,7 +158,11 @@ def _reference(against: str, run: str, ours: Built) -> tuple[Built, str]:
             set_scheduled_precision(other.model, precision)
     except UserError as error:
         raise UserError(f"--against: {error}") from None
-    return other, f"{precision} (same weights)"
+    star = ""
+    if precision == FLOAT and ours.config.schedule.target != FLOAT:
+        star = "*"
+        say("float*: this run's weights unrounded; for a float detector give a float run to --against")
+    return other, f"{precision}{star} (same weights)"
 
 
 def _names(files: Sequence[Path]) -> list[str]:

@@ -34,8 +34,10 @@ def sentence(problem: Any) -> str:
         case "union_tag_invalid" | "union_tag_not_found":
             tag = "name" if keys[-1] == "schedule" else "format"
             name = got.get(tag) if isinstance(got, dict) else got
-            names = ", ".join(repr(known) for known in _SECTIONS[keys[-1]])
-            return f"{path}.{tag}: must be one of {names}, got {short(name)}"
+            known = _SECTIONS[keys[-1]]
+            names = ", ".join(map(repr, known))
+            hint = closest(name[:60], known) if isinstance(name, str) else ""
+            return f"{path}.{tag}: must be one of {names}, got {short(name)}{hint}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{path}: must be a mapping of keys, got {short(got)}"
         case "too_short":

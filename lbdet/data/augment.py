@@ -230,7 +230,7 @@ def build_augmentation(name_or_path: str, image_size: int = 224) -> Augmentation
         return _augmentation(name_or_path, PRESETS[name_or_path](image_size), _BOX_RULES)
     if not Path(name_or_path).is_file():
         raise UserError(
-            f"augment: must be one of {', '.join(PRESETS)} or an albumentations file, "
+            f"data.augment: must be one of {', '.join(PRESETS)} or an albumentations file, "
             f"got {name_or_path!r}{closest(name_or_path, PRESETS)}"
         )
     try:

@@ -16,6 +16,30 @@ from lbdet.errors import UserError, short
 MAX_JSON = 64 << 20
 """Bytes of a JSON file about a run, such as its metrics."""
 
+_PREPARED = {
+    "voc_subset": "tools/prepare_voc_subset.py",
+    "cifar10_10k": "tools/prepare_cifar10_10k.py",
+    "cifar10_10k_2k.npz": "tools/prepare_cifar10_10k.py",
+}
+"""data sets that nobody offers, by the tool that makes each of official ones"""
+
+
+def prepared_by(root: str | os.PathLike[str]) -> str | None:
+    """Return the tool that makes the data set of this name; None for one that others offer, or the user's."""
+    return _PREPARED.get(os.path.basename(os.path.normpath(root)))
+
+
+def check_root(root: str | os.PathLike[str]) -> None:
+    """Refuse a data set that is not there, and say how to get it.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    if not os.path.exists(root):
+        tool = prepared_by(root)
+        remedy = f"make it with {tool}" if tool else "see datasets/README.md"
+        raise UserError(f"{root}: data set does not exist; {remedy}")
+
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file to read its bytes.

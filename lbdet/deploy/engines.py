@@ -6,6 +6,7 @@ Both would quantize the float input of a linear layer with int8 weights as they 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lbdet.errors import UserError
+from lbdet.errors import UserError, one_line
 
 METADATA_KEY = "lbdet"
 """of a JSON object with an exported model's facts, in the file's metadata"""
@@ -63,7 +64,9 @@ class OnnxEngine:
         try:
             self._session = _session(ort, path, threads)
         except Exception as error:  # onnxruntime's own, which share no base class
-            raise UserError(f"{path}: must be a whole ONNX file, got {_first_line(error)}") from None
+            raise UserError(
+                f"{path}: must be a whole ONNX file, got {_last_line(error)}; export it anew"
+            ) from None
         self.facts = read_facts(self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY), path)
 
     def run(self, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -93,6 +96,7 @@ class OpenvinoEngine:
         options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
+        _check_is_ir(path)
         try:
             model = _core(openvino).read_model(path)
             has_facts = METADATA_KEY in model.get_rt_info()
@@ -100,7 +104,7 @@ class OpenvinoEngine:
             self._compiled = _core(openvino).compile_model(model, "CPU", options)
         except Exception as error:
             raise UserError(
-                f"{path}: must be an OpenVINO model with its .bin, got {_first_line(error)}"
+                f"{path}: must be an OpenVINO model with its .bin, got {_last_line(error)}; export it anew"
             ) from None
         self.facts = read_facts(facts, path)
 
@@ -157,9 +161,7 @@ def _imported(name: str, path: Path) -> ModuleType:
     try:
         return __import__(name)
     except ImportError:
-        raise UserError(
-            f"{path}: needs {name}, which is not installed; pip install 'lbdet[deploy]'"
-        ) from None
+        raise UserError(f"{path}: needs {name}, which is not installed; pip install -e '.[deploy]'") from None
 
 
 def _session(ort: Any, path: Path, threads: int, optimized: Path | None = None) -> Any:
@@ -171,5 +173,24 @@ def _session(ort: Any, path: Path, threads: int, optimized: Path | None = None) 
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]
+def _check_is_ir(path: Path) -> None:
+    """Refuse an .xml that is not OpenVINO's before its readers of other frameworks' files, which log, try it.
+
+    Raises:
+        UserError: its first 4 KiB, if they can be read, have no <net> of a version.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise UserError(f"{path}: must be an OpenVINO model, got {error.strerror}") from None
+    if not re.search(rb'<net\s[^>]*version="\d+"', head):
+        raise UserError(
+            f"{path}: must be an OpenVINO model, got another kind of file; write it with tools/export.py"
+        )
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an engine says at last, behind the lines of OpenVINO's code and onnxruntime's number."""
+    line = str(error).strip().rpartition("\n")[2]
+    return one_line(line.rpartition(" : ")[2].rstrip(".! "), 200)

@@ -161,5 +161,5 @@ def _constriction() -> Any:
     except ImportError:
         raise UserError(
             "entropy coding: needs the library constriction, got none; install it with pip install "
-            "'lbdet[deploy]', or pack with radix packing"
+            "-e '.[deploy]', or pack with radix packing"
         ) from None

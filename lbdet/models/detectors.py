@@ -65,12 +65,12 @@ def set_image_size(model: nn.Module, image_size: int) -> None:
     """
     if not isinstance(model, FasterRCNN):
         raise UserError(
-            f"image_size: the input size of an {type(model).__name__} is fixed, got {image_size}; "
+            f"model.image_size: the input size of an {type(model).__name__} is fixed, got {image_size}; "
             "leave it out or choose a Faster R-CNN"
         )
     if image_size < 1:
         raise UserError(
-            f"image_size: must be at least 1 pixel, got {image_size}; give the length of the short side"
+            f"model.image_size: must be at least 1 pixel, got {image_size}; give the length of the short side"
         )
     transform = model.transform
     assert isinstance(transform, GeneralizedRCNNTransform)

@@ -23,6 +23,9 @@ from torchvision.models import WeightsEnum
 from lbdet.errors import UserError, one_line, short
 from lbdet.models.plain import load_plain
 
+PREPARED = "ssdlite320_mobilenet_v3_large_coco_v1_int8.pth"
+"""what tools/prepare_weights.py makes; published configs start from it"""
+
 log = logging.getLogger(__name__)
 
 
@@ -61,6 +64,8 @@ def load_weights(source: str, architecture: str | None = None) -> Weights:
         remedy = (
             f"give its path or one of torchvision's: {', '.join(sorted(names))}" if names else "give its path"
         )
+        if path.name == PREPARED:
+            remedy = "make it with tools/prepare_weights.py"
         raise UserError(f"{source}: weights must be a file, got {found}; {remedy}")
     if path.suffix not in _READERS:
         raise UserError(

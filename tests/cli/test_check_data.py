@@ -53,7 +53,7 @@ def test_every_problem_is_named_and_the_code_is_2(call, damaged, tmp_path):
     assert "object 1: box must lie inside the image" in lines[0]
     assert lines[1].endswith(".xml: file does not exist")
     assert "must be a whole JPEG or PNG image, got image file is truncated" in lines[2]
-    problems = json.loads((output / "problems.json").read_text())["split"]
+    problems = json.loads((output / "problems.json").read_text())["train"]
     assert [p["kind"] for p in problems if p["level"] == "error"] == ["box", "no annotation", "image"]
     assert Image.open(output / "sheet.png").width > 1000
 
@@ -62,7 +62,7 @@ def test_the_cleaned_split_loads_and_has_no_errors(call, damaged, tmp_path):
     output = tmp_path / "out"
     arguments = ["--data", "voc", "--root", damaged, "--split", "2012:train", "--output", output]
     call(check_data.main, *arguments, "--cleaned")
-    split = f"2012:{output / 'split_2012.txt'}"
+    split = f"2012:{output / 'train_2012.txt'}"
     assert len(read_voc(damaged, [split], check_data.found_classes(damaged, [split]))) == 9
     assert call(check_data.main, "--data", "voc", "--root", damaged, "--split", split).code == 0
 
@@ -73,6 +73,27 @@ def test_what_is_checked_without_errors_can_be_trained_on(call, config, tmp_path
     split = f"data.train=['2012:{output / 'train_2012.txt'}']"
     arguments = ["--config", config, "--output", tmp_path / "run", "--set", split, "train.max_steps=0"]
     assert call(train_det.main, *arguments).code == 0
+
+
+def test_the_list_of_a_split_is_called_as_the_split(call, devkit, tmp_path):
+    output, one = tmp_path / "out", ["--data", "voc", "--root", devkit / "VOC2012"]
+    for split in ("train", "val"):
+        assert call(check_data.main, *one, "--split", split, "--output", output, "--cleaned").code == 0
+    assert call(check_data.main, *one, "--split", "train", "val", "--output", output, "--cleaned").code == 0
+    names = {name: (output / f"{name}.txt").read_text() for name in ("train", "val", "train_val")}
+    assert names["train"] + names["val"] == names["train_val"]
+    assert names["train"] == (devkit / "VOC2012/ImageSets/Main/train.txt").read_text()
+
+
+def test_a_list_that_is_checked_is_not_written_over(call, devkit, tmp_path):
+    (tmp_path / "train.txt").write_text("train_00000\ntrain_00001\n")
+    arguments = ["--data", "voc", "--root", devkit / "VOC2012", "--split", tmp_path / "train.txt"]
+    result = call(check_data.main, *arguments, "--output", tmp_path, "--cleaned")
+    assert result.err == (
+        f"error: --output: must not be where the split's {tmp_path / 'train.txt'} is; name another folder\n"
+    )
+    assert call(check_data.main, *arguments, "--output", tmp_path / "out", "--cleaned").code == 0
+    assert (tmp_path / "out/train.txt").read_text() == (tmp_path / "train.txt").read_text()
 
 
 def test_an_image_in_both_splits_is_a_warning(call, config, devkit):
@@ -98,9 +119,16 @@ def test_arrays_of_labels_are_checked_too(call, tmp_path):
             ["--data", "voc", "--root", "x", "--split", "y", "--input-size", "0"],
             "--input-size: must be at least 1",
         ),
-        (["--data", "voc", "--root", "/none", "--split", "train"], "folder /none does not exist"),
         (
-            ["--data", "coco", "--root", "x", "--split", "y"],
+            ["--data", "voc", "--root", "/none", "--split", "train"],
+            "/none: data set does not exist; see datasets/README.md",
+        ),
+        (
+            ["--data", "npz", "--root", "x/cifar10_10k_2k.npz", "--split", "train"],
+            "x/cifar10_10k_2k.npz: data set does not exist; make it with tools/prepare_cifar10_10k.py",
+        ),
+        (
+            ["--data", "coco", "--root", ".", "--split", "y"],
             "split: of coco must be one images_folder:annotations",
         ),
         (["--config", "x", "--other-classes", "ignore"], "--other-classes: is for --data, got it with"),

@@ -85,6 +85,23 @@ def test_float_is_the_unquantized_model(measure, finished_run, devkit):
     assert metrics["mean_squared_error"] == 0
 
 
+def test_float_of_a_run_at_few_bits_has_a_star_and_says_why(call, finished_run, tmp_path):
+    out = tmp_path / "out.json"
+    result = call(eval_det.main, "--run", finished_run, "--precision", "W4", "float", "--output", out)
+    lines = result.out.splitlines()
+    assert [line.split(": ")[0] for line in lines[-3:-1]] == ["W4", "float*"]
+    assert lines[-1] == "* this run's weights unrounded; for a float model evaluate a float run"
+    assert [cell["precision"] for cell in json.loads(out.read_text())] == ["W4", "float"]
+
+
+def test_float_of_a_config_or_of_a_float_run_has_no_star(call, config, train, tmp_path):
+    assert train("schedule.target=float", "train.max_steps=0").code == 0
+    for source in (["--run", tmp_path / "run"], ["--config", config]):
+        out = call(eval_det.main, *source, "--precision", "float").out
+        assert "\nfloat: " in f"\n{out}"
+        assert "*" not in out
+
+
 @pytest.mark.parametrize("recalibrate", [0, 8])
 def test_precisions_do_not_depend_on_their_order(measure, finished_run, recalibrate):
     options = ["--recalibrate-bn", recalibrate]

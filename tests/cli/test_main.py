@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+
 import pytest
 
-from lbdet.cli import VERBS, exit_code, main
+import lbdet
+from lbdet.cli import VERBS, add_settings, exit_code, main
 from lbdet.engine.train import Interrupted
 from lbdet.errors import NumericsError, UserError, closest
 
@@ -47,16 +51,31 @@ def test_a_reader_that_has_gone_is_no_traceback(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_help_lists_the_verbs(capsys):
+def test_help_lists_the_verbs_with_what_they_do(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(verb in out for verb in VERBS)
+    for verb, what in VERBS.items():
+        assert re.search(rf"^  {verb} +{what}$", out, re.MULTILINE)
 
 
 def test_no_verb_and_an_unknown_one_are_mistakes(capsys):
     assert main([]) == 2
     assert main(["trian-det"]) == 2
-    assert "lbdet: unknown verb 'trian-det'" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert err.startswith("lbdet: unknown verb 'trian-det'; closest: 'train-det'\n")
+    assert "  train-det            train a detector" in err
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lbdet {lbdet.__version__}\n"
+
+
+def test_settings_of_several_options_are_joined():
+    parser = argparse.ArgumentParser()
+    add_settings(parser)
+    assert parser.parse_args([]).settings == []
+    assert parser.parse_args(["--set", "a=1", "b=2", "--set", "c=3"]).settings == ["a=1", "b=2", "c=3"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -239,6 +240,7 @@ def test_images_of_other_modes_and_one_pixel_are_fine(run, tmp_path, mode):
     [
         ((), "INPUT: must be a photograph or a folder, got none; with --jsonl stdin is read"),
         (("none.jpg",), "none.jpg: does not exist"),
+        (("https://a.org/b.jpg",), "INPUT: must be a local file, got 'https://a.org/b.jpg'; download it"),
         (("x", "--score", 2), "--score: must lie in [0, 1], got 2.0"),
         (("x", "--threads", -1), "--threads: must not be negative, got -1"),
     ],
@@ -246,6 +248,26 @@ def test_images_of_other_modes_and_one_pixel_are_fine(run, tmp_path, mode):
 def test_arguments_that_cannot_work_are_refused(run, arguments, message):
     result = run(*arguments)
     assert (result.code, message in result.err) == (2, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"<x/>", b'<net name="a"></net>', b"\x00\xff"])
+def test_an_xml_that_is_none_of_openvinos_is_one_line(photos, tmp_path, capfd, content):
+    (tmp_path / "junk.xml").write_bytes(content)
+    assert predict.main([str(tmp_path / "junk.xml"), str(photos / "0.jpg")]) == 2
+    assert capfd.readouterr().err == (
+        f"error: {tmp_path / 'junk.xml'}: must be an OpenVINO model, got another kind of file; "
+        "write it with tools/export.py\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a.xml"])
+def test_a_damaged_model_is_one_line_without_the_engines_own_code(models, photos, tmp_path, capfd, name):
+    (tmp_path / name).write_bytes((models / name).read_bytes()[:3000])
+    assert predict.main([str(tmp_path / name), str(photos / "0.jpg")]) == 2
+    err = capfd.readouterr().err
+    assert re.fullmatch(rf"error: {tmp_path / name}: must be .*, got .*; export it anew\n", err)
+    assert ".cpp" not in err
+    assert "ONNXRuntimeError" not in err
 
 
 def test_a_folder_without_images_and_a_model_that_is_none_are_refused(run, tmp_path):

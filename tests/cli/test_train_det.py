@@ -202,16 +202,21 @@ def test_amp_trains_and_tells_finite_losses(train, tmp_path):
 
 MISTAKES = {
     "quantizer.keep_float=[backbone.stem1]":
-        "quantizer: pattern 'backbone.stem1' matches none of the 18 layers; closest: 'backbone.stem.0'",
+        "keep_float: pattern 'backbone.stem1' matches none of the 18 layers; closest: 'backbone.stem.0'",
     "quantizer.overrides={nothing*: {precision: W2}}": "pattern 'nothing*' matches none of the 18 layers",
-    "data.root=/nowhere": "/nowhere: split '2012:train': folder /nowhere/VOC2012 does not exist",
+    "data.root=/nowhere": "/nowhere: data set does not exist; see datasets/README.md",
+    "data.root=/nowhere/voc_subset":
+        "/nowhere/voc_subset: data set does not exist; make it with tools/prepare_voc_subset.py",
     "data.val=[2012:test]": "split '2012:test': test.txt must be in",
     "data.classes=[disc]": "got 'square'; add it to classes or set other_classes: ignore",
     "data.score_classes=[dics]": "data.score_classes: 'dics' is none of the 6 classes; closest: 'disc'",
-    "data.augment=flop": "or an albumentations file, got 'flop'; closest: 'flip'",
+    "data.augment=flop": "error: data.augment: must be one of none, flip, ",
     "model.name=ssd_tinny": "got 'ssd_tinny'; closest: 'ssd_tiny'",
     "model.image_size=320": "image_size: the input size of an SSD is fixed, got 320",
     "model.weights=/nowhere.pth": "/nowhere.pth: weights must be a file, got no such file; give its path",
+    "model.weights=/nowhere/ssdlite320_mobilenet_v3_large_coco_v1_int8.pth":
+        "weights must be a file, got no such file; make it with tools/prepare_weights.py",
+    "schedule.name=progresive": "got 'progresive'; closest: 'progressive'",
     "train.batch_size=1":
         "train.batch_size: must be at least 2 for an SSD with model.batch_norm: train, got 1",
     "schedule.target=W8": "schedule.target: format 'lbw' has no 8-bit weights, got W8; it has W2 to W6",
@@ -226,6 +231,19 @@ def test_a_mistake_in_the_config_is_told_before_anything_is_written(train, tmp_p
     assert result.err.startswith("error: ")
     assert MISTAKES[setting] in result.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("root", ["voc_subset", "voc_subset/"])
+def test_a_set_made_of_an_official_one_is_not_downloaded_over(call, config, tmp_path, monkeypatch, root):
+    monkeypatch.setattr("lbdet.build.data.download_voc", lambda *_: pytest.fail("downloads"))
+    result = call(
+        train_det.main, "--config", config, "--output", tmp_path / "run", "--download",
+        "--set", f"data.root={tmp_path}/{root}",
+    )  # fmt: skip
+    assert result.err == (
+        f"error: --download: is for official data sets, got data.root {tmp_path}/{root}; "
+        "make it with tools/prepare_voc_subset.py\n"
+    )
 
 
 def test_misspelt_keys_are_told_all_at_once(train, tmp_path):
@@ -455,3 +473,9 @@ def test_several_set_arguments_add_up(call, config, tmp_path):
     assert call(train_det.main, "--config", config, "--output", tmp_path / "run", *arguments).code == 0
     written = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (written["seed"], written["train"]["max_steps"]) == (2, 1)
+
+
+def test_an_unknown_detector_is_told_with_detectors_alone(train):
+    err = train("model.name=resnet").err
+    assert "error: model.name: must be one of ssdlite320_mobilenet_v3_large, " in err
+    assert "resnet20_cifar" not in err

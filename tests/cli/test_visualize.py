@@ -75,6 +75,12 @@ def test_against_itself_everything_is_kept(draw, photos, finished_run, itself):
     assert re.search(r"2 images: kept [1-9]\d*, lost 0, new 0", result.out)
 
 
+def test_against_float_says_whose_weights_these_are(draw, photos, finished_run):
+    note = "float*: this run's weights unrounded; for a float detector give a float run to --against"
+    assert note in draw(photos, options=["--against", "float"]).out
+    assert "float*" not in draw(photos, options=["--against", finished_run]).out
+
+
 def test_files_of_the_same_name_get_pictures_of_their_own(draw, photos, tmp_path):
     (photos / "more").mkdir()
     for name in ("0.png", "more/0.jpg", "more/0_2.jpg"):
@@ -149,6 +155,11 @@ def test_images_that_are_not_there_are_told(draw, tmp_path, missing):
     assert result.code == 2
     assert f"--images: {tmp_path / missing} " in result.err
     assert not (tmp_path / "drawn").exists()
+
+
+def test_an_address_is_no_image(draw):
+    message = "error: --images: must be local files, got 'https://a.org/b.jpg'; download it first\n"
+    assert draw("https://a.org/b.jpg").err == message
 
 
 def test_a_run_with_other_classes_is_no_reference(draw, photos, config, tmp_path, call, finished_run):

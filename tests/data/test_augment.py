@@ -194,7 +194,7 @@ def test_an_unknown_name_is_told_with_the_closest():
     with pytest.raises(UserError) as caught:
         build_augmentation("multi")
     assert str(caught.value) == (
-        f"augment: must be one of {', '.join(PRESETS)} or an albumentations file, "
+        f"data.augment: must be one of {', '.join(PRESETS)} or an albumentations file, "
         "got 'multi'; closest: 'multiscale'"
     )
 

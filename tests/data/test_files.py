@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fuzz.guards import in_time
 
-from lbdet.data.files import open_regular, read_bytes, read_json, read_text, reason
+from lbdet.data.files import check_root, open_regular, read_bytes, read_json, read_text, reason
 from lbdet.errors import UserError
 
 
@@ -78,3 +78,22 @@ def test_a_reason_is_short_and_never_empty() -> None:
     assert reason(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
     assert reason(MemoryError()) == "MemoryError"
     assert reason(ValueError(f"bad {object()}")) == "bad <object>"
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("mine", "see datasets/README.md"),
+        ("voc_subset", "make it with tools/prepare_voc_subset.py"),
+        ("voc_subset/", "make it with tools/prepare_voc_subset.py"),
+        ("cifar10_10k/cifar10_10k_2k.npz", "make it with tools/prepare_cifar10_10k.py"),
+    ],
+)
+def test_a_data_set_that_is_not_there_is_told_with_how_to_get_it(
+    tmp_path: Path, name: str, remedy: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check_root(f"{tmp_path}/{name}")
+    assert str(caught.value) == f"{tmp_path}/{name}: data set does not exist; {remedy}"
+    check_root(tmp_path)
+    assert (Path(__file__).parents[2] / remedy.split()[-1]).is_file()

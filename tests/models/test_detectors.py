@@ -91,7 +91,7 @@ def test_an_image_size_for_an_ssd_is_refused() -> None:
     with pytest.raises(UserError) as error:
         build_detector("ssd_tiny", CLASSES, image_size=256)
     assert str(error.value) == (
-        "image_size: the input size of an SSD is fixed, got 256; leave it out or choose a Faster R-CNN"
+        "model.image_size: the input size of an SSD is fixed, got 256; leave it out or choose a Faster R-CNN"
     )
 
 

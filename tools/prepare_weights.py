@@ -1,0 +1,5 @@
+import sys
+
+from lbdet.cli.prepare_weights import main
+
+sys.exit(main())
