@@ -40,7 +40,8 @@ is complete and stands alone. `--set KEY=VALUE ...` of the tools changes any key
 ```
 
 `--set` of a `format` or of `schedule.name` (`constant` where none is given) drops the keys that the file
-gives the one before. A key without a default must be given. Unknown keys and wrong values are told all at once.
+gives the one before. A key without a default must be given. Unknown keys and wrong values are told all at
+once.
 """
 NAMES = {"model.name": [*MODELS, *CLASSIFIERS], "data.name": [*DATASETS, *LABELLED_DATASETS]}
 """texts that must be one of these, which the schema does not say"""
