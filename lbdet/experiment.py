@@ -17,7 +17,7 @@ from lbdet.build import (
     check_processes,
     read_data,
 )  # fmt: skip
-from lbdet.config import Config, dump_config, load_config
+from lbdet.config import Config, differences, dump_config, load_config
 from lbdet.engine import distributed
 from lbdet.engine.finish import correct, finish
 from lbdet.engine.manifest import manifest
@@ -81,8 +81,10 @@ def train_run(config: Config, run: RunFolder, resume: bool) -> None:
 def _is_done(config: Config, run: RunFolder, resume: bool) -> bool:
     """Check that a run may begin in its folder, or go on; return whether it has come to its end there."""
     run.refuse(resume)
-    if run.config.exists() and load_config(run.config) != config:
+    found = differences(load_config(run.config), config) if run.config.exists() else ""
+    if found:
         raise UserError(
-            f"{run.path}: the run has another config; resume it with --config {run.config} and no --set"
+            f"{run.path}: must have the config that it was begun with, got {found}; "
+            f"resume it with --config {run.config} and no --set"
         )
     return run.finished

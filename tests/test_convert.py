@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -324,6 +325,22 @@ def test_a_transformers_linear_layers_stay_float_as_its_fused_path_would_not_cal
         "1.linear1": (None, reason),
         "1.linear2": (None, reason),
     }
+
+
+def test_patterns_may_name_layers_that_stay_float_anyway() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    _, report = quantize_model(nn.Sequential(nn.Linear(4, 8), layer), "W2", keep_float=["1.linear1"])
+    assert {r.name: r.reason for r in report}["1.linear1"] == "keep_float '1.linear1'"
+
+
+def test_a_hook_of_loading_goes_with_the_twin() -> None:
+    model, loaded = nn.Sequential(nn.Conv2d(1, 1, 1)), []
+    model[0].register_load_state_dict_pre_hook(lambda module, *_: loaded.append(module))
+    state = quantize_model(model)[0].state_dict()
+    gc.collect()
+    model.load_state_dict(state)
+    assert loaded == [model[0]]
+    assert isinstance(model[0], QuantConv2d)
 
 
 def test_so_do_those_of_a_swin_transformers_attention() -> None:

@@ -112,28 +112,37 @@ def build_guidance(config: Config, student: Built) -> Guidance | None:
 
 
 def _teacher(config: Config, source: str, student: Built) -> nn.Module:
+    name, start = config.model.name, config.model.weights
     if source == "float":
+        if start is not None:
+            _refuse_low_bits(start, load_weights(start, name).precision)
         teacher = deepcopy(student.model)
     elif Path(source).is_dir():
         run = load_run(source)
-        if (run.config.model.name, run.classes) != (config.model.name, student.classes):
+        if (run.config.model.name, run.classes) != (name, student.classes):
             raise UserError(
-                f"guidance.teacher: must be a {config.model.name} of the same classes, got {source} "
+                f"guidance.teacher: must be a {name} of the same classes, got {source} "
                 f"with a {run.config.model.name} of {len(run.classes)}"
             )
-        if run.config.schedule.target != FLOAT:
-            raise UserError(
-                f"guidance.teacher: must be a float run, got {source} of {run.config.schedule.target}, "
-                "whose unrounded weights are no float model; train one with schedule.target=float"
-            )
+        _refuse_low_bits(source, str(run.config.schedule.target))
         teacher = run.model
     else:
         try:
+            precision = load_weights(source, name).precision
             teacher = _on_device(_float_model(config, student.classes, source, None))
         except UserError as error:
             raise UserError(f"guidance.teacher: must be 'float', a run or weights: {error}") from None
+        _refuse_low_bits(source, precision)
     set_float(teacher)
     return teacher
+
+
+def _refuse_low_bits(source: str, precision: str) -> None:
+    if precision != str(FLOAT):
+        raise UserError(
+            f"guidance.teacher: must be a float model, got {source} of {precision}, whose unrounded weights "
+            "are none; name a float run"
+        )
 
 
 def _float_model(

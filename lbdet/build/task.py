@@ -24,18 +24,20 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def is_classification(config: Config, kind: Collection[str] = (*MODELS, *CLASSIFIERS)) -> bool:
+def is_classification(config: Config, choices: Collection[str] = (*MODELS, *CLASSIFIERS)) -> bool:
     """Return whether a config is for a classifier.
 
     Args:
-        kind: the models that are named where the config's is unknown.
+        choices: the models that are named where the config's is unknown.
 
     Raises:
         UserError: an unknown model; a classifier with a data set for detection, or the other way round.
     """
     name = config.model.name
     if name not in MODELS and name not in CLASSIFIERS:
-        raise UserError(f"model.name: must be one of {', '.join(kind)}, got {name!r}{closest(name, kind)}")
+        raise UserError(
+            f"model.name: must be one of {', '.join(choices)}, got {name!r}{closest(name, choices)}"
+        )
     classifier, labelled = name in CLASSIFIERS, config.data.name in LABELLED_DATASETS
     if classifier != labelled and config.data.name in (*DATASETS, *LABELLED_DATASETS):
         kind, names = ("classifier", LABELLED_DATASETS) if classifier else ("detector", DATASETS)

@@ -153,6 +153,10 @@ def _named(splits: list[str]) -> dict[str, list[str]]:
 
 def _refuse_own_lists(output: Path, data: DataConfig, groups: Mapping[str, Sequence[str]]) -> None:
     """Refuse to write lists where the splits' own lie, which might have the same name."""
+    if output.resolve().parts[-2:] == ("ImageSets", "Main"):
+        raise UserError(
+            f"--output: must not be where a data set has its splits, got {output}; name another folder"
+        )
     for split in chain.from_iterable(groups.values()):
         name = split.rpartition(":")[2]
         path = Path(data.root, name) if data.name == "coco" else Path(name)

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from lbdet.cli import exit_code
 from lbdet.engine.progress import say
 from lbdet.errors import UserError
 from lbdet.files import write_atomically
-from lbdet.models.weights import PREPARED, load_weights
+from lbdet.models.weights import PREPARED, check_fit, load_weights
 
 ARCHITECTURE = "ssdlite320_mobilenet_v3_large"
 EPS = 1e-3
@@ -49,7 +50,9 @@ def _prepare(args: argparse.Namespace) -> None:
         raise UserError(f"--output: {args.output} must not exist yet; remove it or name another file")
     if args.output.suffix != ".pth":
         raise UserError(f"--output: must end in .pth, got {args.output}")
-    tensors = fold_batch_norm(load_weights(args.weights, ARCHITECTURE).tensors)
+    weights = load_weights(args.weights, ARCHITECTURE)
+    check_fit(ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None), weights)
+    tensors = fold_batch_norm(weights.tensors)
     rounded = {key: round_rows(t) if t.ndim == 4 else t for key, t in tensors.items()}
     try:
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -91,7 +91,7 @@ def _settings_at(groups: Sequence[Sequence[str]], cells: Sequence[Cell]) -> Mapp
         precision = Precision.parse(text)
         if precision not in trained:
             names = ", ".join(map(str, trained)) or "none"
-            raise UserError(f"--at: must be a precision that is trained here ({names}), got {text}")
+            raise UserError(f"--at: must be a precision of the qat cells ({names}), got {text}")
         if not settings:
             raise UserError(f"--at {text}: must have a setting such as train.lr=0.002, got none")
         found.setdefault(precision, []).extend(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lbdet.config.differences import differences
 from lbdet.config.load import dump_config, load_config
 from lbdet.config.schema import (
     Config,
@@ -11,5 +12,5 @@ from lbdet.config.schema import (
     weight_format,
 )  # fmt: skip
 
-__all__ = ["Config", "DataConfig", "ScheduleConfig", "activation_format", "dump_config", "load_config",
-           "weight_format"]  # fmt: skip
+__all__ = ["Config", "DataConfig", "ScheduleConfig", "activation_format", "differences", "dump_config",
+           "load_config", "weight_format"]  # fmt: skip

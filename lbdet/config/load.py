@@ -27,7 +27,7 @@ def load_config(path: str | Path, settings: Sequence[str] = ()) -> Config:
     """Read a config file and apply `key.path=value` settings (values in YAML).
 
     Setting a format or a schedule by name drops those keys of the one that it replaces that no earlier
-    setting gave.
+    setting gave by name.
 
     Raises:
         UserError: every problem of the file and the settings, one a line.

@@ -73,7 +73,7 @@ class GuidanceConfig(Section):
 
     name: Literal["teacher", "joint"] = "teacher"
     teacher: str = "float"
-    """a run's folder, a weights file, or "float": a copy of the model before training"""
+    """a float run's folder, a weights file, or "float": a copy of the model before training"""
     logits: float = Field(default=0.0, ge=0)
     boxes: float = Field(default=0.0, ge=0)
     features: float = Field(default=0.0, ge=0)

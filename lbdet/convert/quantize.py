@@ -12,7 +12,15 @@ from torch import nn
 from lbdet.convert.layers import quantized_layers, set_widths
 from lbdet.convert.report import LayerCoverage, coverage, coverage_summary, without_effect
 from lbdet.errors import UserError, closest
-from lbdet.nn import FORMATS, ActivationQuantizer, QuantConv2d, QuantLayer, QuantLinear, WeightQuantizer
+from lbdet.nn import (
+    FORMATS,
+    ActivationQuantizer,
+    QuantConv2d,
+    QuantLayer,
+    QuantLinear,
+    WeightQuantizer,
+    rebind_hooks,
+)
 from lbdet.precision import Precision
 
 _SWAPS = {nn.Conv2d: QuantConv2d, nn.Linear: QuantLinear}
@@ -99,7 +107,8 @@ def quantize_model(
     converted 2/2 layers, 232 of 232 weights
     """
     originals = _swappable(model)
-    _check_patterns(keep_float, overrides, list(originals))
+    layers = [name for name, module in model.named_modules() if type(module) in _SWAPS]
+    _check_patterns(keep_float, overrides, layers)
     default = Override(
         "*", Precision.parse(precision), weight or WeightFormat(), activation or ActivationFormat()
     )
@@ -164,6 +173,8 @@ def _place(model: nn.Module, twins: Mapping[nn.Module, QuantLayer]) -> None:
         for child, module in parent._modules.items():  # named_children skips the second name of a layer
             if module is not None and module in twins:
                 setattr(parent, child, twins[module])
+    for twin in twins.values():
+        rebind_hooks(twin)
 
 
 QuantizerT = TypeVar("QuantizerT", WeightQuantizer, ActivationQuantizer)

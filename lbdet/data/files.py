@@ -18,7 +18,6 @@ MAX_JSON = 64 << 20
 
 _PREPARED = {
     "voc_subset": "tools/prepare_voc_subset.py",
-    "cifar10_10k": "tools/prepare_cifar10_10k.py",
     "cifar10_10k_2k.npz": "tools/prepare_cifar10_10k.py",
 }
 """data sets that nobody offers, by the tool that makes each of official ones"""

@@ -43,7 +43,7 @@ def finish(
         The content of metrics.json.
     """
     recalibrate(model, task, train_data, recalibrate_images)
-    run.save_model(model, architecture, val.classes)
+    run.save_model(model, architecture, val.classes, facts["precision"])
     measured, files = task.evaluate(model, spread_images(val, max_images), batch_size)
     run.write_json("coverage.json", coverage_json(coverage(model, keep_float)))
     for name, content in files.items():

@@ -158,12 +158,16 @@ class RunFolder:
             say(remark)
         return state
 
-    def save_model(self, model: nn.Module, architecture: str, classes: Sequence[str]) -> None:
-        """Write the state dict as safetensors; the file itself says which model and classes it is for."""
+    def save_model(self, model: nn.Module, architecture: str, classes: Sequence[str], precision: str) -> None:
+        """Write the state dict as safetensors; the file itself says which model and classes it is for, and
+        the precision that it was trained at.
+        """
         if not self.writes:
             return
         tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-        metadata = {"architecture": architecture, "classes": json.dumps(list(classes))}
+        metadata = {
+            "architecture": architecture, "classes": json.dumps(list(classes)), "precision": precision,
+        }  # fmt: skip
         content = save(tensors, metadata)
         write_atomically(self.model, lambda file: file.write_bytes(content))
 

@@ -40,13 +40,18 @@ class Weights:
     """What the predictors' rows after background stand for; None where the file does not say."""
     metadata: dict[str, str]
 
+    @property
+    def precision(self) -> str:
+        """What the weights were trained at, such as W4; "float" where the file does not say."""
+        return self.metadata.get("precision", "float")
+
 
 def load_weights(source: str, architecture: str | None = None) -> Weights:
     """Read a `.safetensors`, `.pth` or `.pt` file, or torchvision's own weights for `architecture`.
 
     A pickle is read with `weights_only=True`, which runs no code; `{"model": ...}` and `{"state_dict": ...}`
-    are unwrapped. A `.safetensors` file may name its `classes` (a JSON list) and `architecture` in its
-    metadata.
+    are unwrapped. A `.safetensors` file may name its `classes` (a JSON list), `architecture` and `precision`
+    in its metadata.
 
     Args:
         source: a path, or one of torchvision's names such as `COCO_V1` or `DEFAULT` (downloaded once).

@@ -17,6 +17,7 @@ from lbdet.nn.layers import (
     QuantLinear,
     quantized_input,
     quantized_weight,
+    rebind_hooks,
 )
 from lbdet.nn.weights import (
     BinaryWeight,
@@ -50,4 +51,5 @@ __all__ = [
     "Format", "HeldWeight", "LbwWeight", "LearnedLevelsWeight", "QuantConv2d", "QuantLayer", "QuantLinear",
     "Quantized", "UniformActivation", "UniformWeight", "WeightQuantizer", "quantized_input",
     "quantized_weight",
+    "rebind_hooks",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ stay torchvision's, and at full precision the output is the original's bit for b
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -135,6 +136,13 @@ def quantized_input(layer: QuantLayer, input: Tensor) -> Tensor:
     """
     bits = layer.precision.act_bits
     return input if bits is None else layer.activation_quantizer(input, bits, layer.channel_dim)
+
+
+def rebind_hooks(layer: QuantLayer) -> None:
+    """Let hooks that hold their module weakly (those of `load_state_dict`) hold this one."""
+    for hook in layer._load_state_dict_pre_hooks.values():
+        if getattr(hook, "with_module", False):
+            hook.module = weakref.ref(layer)
 
 
 def _made_of(layer: QuantLayer) -> list[Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lbdet.build import build_task, is_classification
+from lbdet.engine.run_folder import RunFolder
 from lbdet.errors import UserError, joined
 from lbdet.files import write_text
 from lbdet.report import points, sweep_file
@@ -41,7 +42,7 @@ def collect(
     Args:
         cells: of this call.
         problems: what went wrong, by the names of the cells that were tried.
-        known: what sweep.json held before; the records of other cells stay as they are.
+        known: what sweep.json held before; other cells keep their commands, and errors until they are done.
         command: what the user typed.
     """
     config = sweep.config_of(cells[0])  # all cells have its task
@@ -50,7 +51,7 @@ def collect(
     before = {record.name: record for record in known}
     records = [_record(sweep, cell, problems, before.get(cell.name), tool) for cell in cells]
     names = {cell.name for cell in cells}
-    others = [record for record in known if record.name not in names]
+    others = [_seen(_bare(record), record) for record in known if record.name not in names]
     return sweep_file.Sweep(
         version=1, metric=key, metric_name=name, cells=(*records, *others), command=command,
         folder=sweep.folder,
@@ -99,15 +100,27 @@ def _line(point: Point) -> str:
 def _record(
     sweep: Sweep, cell: Cell, problems: Mapping[str, str | None], before: points.Cell | None, tool: str
 ) -> points.Cell:
-    run, problem = sweep.run(cell), problems.get(cell.name)
+    problem = problems.get(cell.name)
     record = points.Cell(
         series=cell.series, precision=str(cell.precision), weight_bits=cell.precision.weight_bits,
-        act_bits=cell.precision.act_bits, ratio=cell.ratio, name=cell.name, folder=run.path, seed=cell.seed,
-        state="missing", command=sweep.command_of(cell, tool),
+        act_bits=cell.precision.act_bits, ratio=cell.ratio, name=cell.name, folder=sweep.run(cell).path,
+        seed=cell.seed, state="missing", command=sweep.command_of(cell, tool),
     )  # fmt: skip
-    if problem:
-        return replace(record, state="failed", error=problem)
-    if not is_measured(run):  # not tried by this call yet
+    return replace(record, state="failed", error=problem) if problem else _seen(record, before)
+
+
+def _bare(record: points.Cell) -> points.Cell:
+    """Return a record without what its run told."""
+    return replace(
+        record, state="missing", error=None, metrics=None, bytes=None, bits_per_weight=None, zeros=None,
+        squared_error=None, latency_ms=None, steps=None,
+    )  # fmt: skip
+
+
+def _seen(record: points.Cell, before: points.Cell | None) -> points.Cell:
+    """Return a record with what its run tells now; one that has not been tried again keeps its failure."""
+    run = RunFolder(record.folder)
+    if not is_measured(run):
         return before if before and before.state == "failed" else record
     try:
         return replace(record, state="done", **facts(run))

@@ -94,6 +94,12 @@ def test_a_list_that_is_checked_is_not_written_over(call, devkit, tmp_path):
     )
     assert call(check_data.main, *arguments, "--output", tmp_path / "out", "--cleaned").code == 0
     assert (tmp_path / "out/train.txt").read_text() == (tmp_path / "train.txt").read_text()
+    own = devkit / "VOC2012/ImageSets/Main"
+    arguments = ["--data", "voc", "--root", devkit / "VOC2012", "--split", "train"]
+    result = call(check_data.main, *arguments, "--output", own, "--cleaned")
+    assert result.err == (
+        f"error: --output: must not be where a data set has its splits, got {own}; name another folder\n"
+    )
 
 
 def test_an_image_in_both_splits_is_a_warning(call, config, devkit):

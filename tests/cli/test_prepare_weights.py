@@ -72,7 +72,8 @@ def test_rows_have_codes_of_8_bits_nearest_to_what_was_there():
     torch.testing.assert_close(round_rows(rounded), rounded, rtol=1e-6, atol=0)
 
 
-def test_a_file_is_written_that_loads_with_only_convolutions_rounded(call, model, tmp_path):
+def test_a_file_is_written_that_loads_with_only_convolutions_rounded(call, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_weights, "ssdlite320_mobilenet_v3_large", lambda **_: model)
     torch.save(model.state_dict(), tmp_path / "float.pth")
     output = tmp_path / "new" / PREPARED
     result = call(prepare_weights.main, "--weights", tmp_path / "float.pth", "--output", output)
@@ -86,6 +87,15 @@ def test_a_file_is_written_that_loads_with_only_convolutions_rounded(call, model
     assert not torch.equal(tensors["1.weight"], old["1.weight"])
     again = call(prepare_weights.main, "--weights", tmp_path / "float.pth", "--output", output)
     assert again.err == f"error: --output: {output} must not exist yet; remove it or name another file\n"
+
+
+def test_weights_of_another_model_are_refused(call, model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "other.pth")
+    output = tmp_path / "new.pth"
+    result = call(prepare_weights.main, "--weights", tmp_path / "other.pth", "--output", output)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "other.pth: weights must be those of the model, got a checkpoint of another model" in result.err
+    assert not output.exists()
 
 
 @pytest.mark.skipif(not SHARED.is_file(), reason=f"{SHARED} is absent: see `make data`")

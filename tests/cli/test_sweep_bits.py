@@ -97,6 +97,13 @@ def test_a_later_call_adds_to_the_sweep(config, tmp_path):
     assert {cell["name"]: cell["state"] for cell in content(out)["cells"]} == {
         "float_seed0": "done", "ptq_W3_seed0": "done", "ptq_W4_seed0": "done"
     }  # fmt: skip
+    (out / "cells/ptq_W4_seed0").rename(tmp_path / "away")  # what a call does not name is looked at as well
+    assert sweep(config, out, "--precisions", "W3", "--mode", "ptq") == 0
+    (gone,) = (cell for cell in content(out)["cells"] if cell["state"] != "done")
+    assert (gone["name"], gone["state"], gone["metrics"]) == ("ptq_W4_seed0", "missing", None)
+    (tmp_path / "away").rename(out / "cells/ptq_W4_seed0")
+    assert sweep(config, out, "--precisions", "W3", "--mode", "ptq") == 0
+    assert {cell["state"] for cell in content(out)["cells"]} == {"done"}
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(config, tmp_path, capsys, monkeypatch):
@@ -165,9 +172,12 @@ def test_another_recipe_is_refused_before_anything_changes(config, tmp_path, cap
         (("--precisions", "W4", "--output", "/proc/no/such"), "--output: /proc/no/such cannot be made"),
         (
             ("--precisions", "W4", "W3", "--at", "W2", "train.lr=1"),
-            "--at: must be a precision that is trained here (W4, W3), got W2",
+            "--at: must be a precision of the qat cells (W4, W3), got W2",
         ),
-        (("--precisions", "W4", "--mode", "ptq", "--at", "W4", "train.lr=1"), "trained here (none), got W4"),
+        (
+            ("--precisions", "W4", "--mode", "ptq", "--at", "W4", "train.lr=1"),
+            "of the qat cells (none), got W4",
+        ),
         (
             ("--precisions", "W4", "--at", "W4"),
             "--at W4: must have a setting such as train.lr=0.002, got none",

@@ -146,8 +146,9 @@ def test_a_run_at_low_bits_is_the_start_of_another_and_a_float_run_its_teacher(
     for name, target in (("a", "W2A2"), ("float", "float")):
         settings = ("--set", f"schedule.target={target}")
         assert call(train_cls.main, "--config", config, "--output", tmp_path / name, *settings).code == 0
-    weights = f"model.weights={tmp_path / 'a' / 'model.safetensors'}"
-    for teacher in ("float", str(tmp_path / "float"), str(tmp_path / "float" / "model.safetensors")):
+    low, high = (tmp_path / name / "model.safetensors" for name in ("a", "float"))
+    for start, teacher in ((high, "float"), (low, high.parent), (low, high)):
+        weights = f"model.weights={start}"
         output = tmp_path / f"b{len(list(tmp_path.iterdir()))}"
         guidance = f"guidance={{teacher: {teacher}, logits: 1}}"
         result = call(
@@ -161,7 +162,9 @@ def test_a_run_at_low_bits_is_the_start_of_another_and_a_float_run_its_teacher(
 
 
 TEACHERS = {
-    "{logits: 1, teacher: RUN}": "guidance.teacher: must be a float run, got RUN of W2A2, ",
+    "{logits: 1, teacher: RUN}": "must be a float model, got RUN of W2A2, ",
+    "{logits: 1, teacher: RUN/model.safetensors}": "a float model, got RUN/model.safetensors of W2A2, ",
+    "{logits: 1, teacher: float}": "a float model, got RUN/model.safetensors of W2A2, ",
     "{logits: 1, teacher: flaot}": "must be 'float', a run or weights: flaot: weights must be ",
     "{boxes: 1}": "guidance.boxes: is for detectors, got resnet20_cifar; use logits or features",
 }
@@ -172,8 +175,8 @@ def test_what_cannot_teach_is_refused(call: Callable, config: Path, tmp_path: Pa
     run = str(tmp_path / "run")
     settings = ["schedule.target=W2A2", "train.max_steps=0"]
     assert call(train_cls.main, "--config", config, "--output", run, "--set", *settings).code == 0
-    taught = f"guidance={guidance.replace('RUN', run)}"
-    result = call(train_cls.main, "--config", config, "--output", tmp_path / "taught", "--set", taught)
+    taught = [f"guidance={guidance.replace('RUN', run)}", f"model.weights={run}/model.safetensors"]
+    result = call(train_cls.main, "--config", config, "--output", tmp_path / "taught", "--set", *taught)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert TEACHERS[guidance].replace("RUN", run) in result.err
     assert not (tmp_path / "taught").exists()

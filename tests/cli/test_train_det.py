@@ -365,7 +365,8 @@ def test_resuming_with_another_config_is_refused(train, tmp_path):
     train()
     result = train("train.lr=0.5", resume=True)
     assert result.code == 2
-    assert f"{tmp_path / 'run'}: the run has another config; resume it with --config" in result.err
+    assert f"{tmp_path / 'run'}: must have the config that it was begun with, got " in result.err
+    assert "; resume it with --config" in result.err
 
 
 def test_resuming_a_checkpoint_of_another_model_is_refused(train, tmp_path):

@@ -96,12 +96,12 @@ def test_a_log_that_cannot_be_written_is_told(run):
         run.log({"step": 1})
 
 
-def test_a_model_file_names_its_architecture_and_classes_and_takes_any_strides(run):
+def test_a_model_file_names_its_architecture_classes_and_precision_and_takes_any_strides(run):
     run.start("")
     model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
-    run.save_model(model, "ssd_tiny", ("a", "b"))
+    run.save_model(model, "ssd_tiny", ("a", "b"), "W4")
     with safe_open(run.model, "pt") as file:
-        assert file.metadata() == {"architecture": "ssd_tiny", "classes": '["a", "b"]'}
+        assert file.metadata() == {"architecture": "ssd_tiny", "classes": '["a", "b"]', "precision": "W4"}
         assert torch.equal(file.get_tensor("weight"), model.weight)
 
 
@@ -165,7 +165,7 @@ def test_a_run_that_does_not_write_changes_nothing_and_reads(run, tmp_path):
         other.log({"step": 1})
         other.forget_log_after(0)
         other.save_checkpoint({"networks": [], "step": 1, "total_steps": 1})
-        other.save_model(nn.Linear(1, 1), "x", ["y"])
+        other.save_model(nn.Linear(1, 1), "x", ["y"], "float")
         other.write_json("metrics.json", {})
     assert sorted(run.path.iterdir()) == before
     assert other.config.read_text() == "a: 1"

@@ -34,7 +34,10 @@ def test_the_same_settings_and_a_cell_without_a_config_pass(config: Path, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("train.lr=0.25", "seed=7"), "got train.lr 0.25 (was 0.5); give the same --config, --set and --at"),
+        (
+            ("train.lr=0.25", "seed=7"),
+            "got train.lr 0.25 (was 0.5); give the same --config, --set, --at and spelling",
+        ),
         (
             ("train.lr=0.5", "guidance={logits: 1.0}", "quantizer.overrides={'a.*': {precision: W2}}"),
             "got quantizer.overrides.a.* {'precision': 'W2'} (was None), guidance {'name': 'teacher', ",
