@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    "errors": 0, "files": 0, "classes": 0, "precision": 0,
+    "errors": 0, "files": 0, "classes": 0, "precision": 0, "images": 0,
     "quant": 0,
     "nn": 1,
     "convert": 2, "models": 2, "data": 2, "metrics": 2,
@@ -22,8 +22,8 @@ LAYERS = {
     "cli": 8,
 }  # fmt: skip
 WITHIN_A_LAYER = {
-    ("precision", "errors"), ("files", "errors"), ("quant", "errors"), ("build", "config"),
-    ("experiment", "config"), ("experiment", "build"),
+    ("precision", "errors"), ("files", "errors"), ("quant", "errors"), ("images", "errors"),
+    ("build", "config"), ("experiment", "config"), ("experiment", "build"),
 }  # fmt: skip
 """Pairs of one layer of which the first may import the second: errors, the schema that `build` reads, ..."""
 ONLY = {"schedules": {"precision", "errors", "schedules"}, "quant": {"errors", "quant"}}

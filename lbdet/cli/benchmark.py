@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -105,7 +106,9 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse arguments that could not work, before anything is read."""
+    """Refuse arguments and systems that could not work, before anything is read."""
+    if platform.system() == "Windows":  # which cannot stop processes
+        raise UserError("benchmark: must be run on Linux or macOS, got Windows; WSL is Linux, too")
     least = {
         "--threads": 1,
         "--batch": 1,

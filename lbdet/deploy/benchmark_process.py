@@ -66,11 +66,11 @@ class ProcessWorker:
 
     def wake(self) -> None:
         """Continue the process."""
-        self._signal("SIGCONT")
+        self._signal(signal.SIGCONT)
 
     def rest(self) -> None:
-        """Stop the process: its idle threads would spin. Where a system cannot, they do."""
-        self._signal("SIGSTOP")
+        """Stop the process: its idle threads would spin."""
+        self._signal(signal.SIGSTOP)
 
     def round(self, stage: str) -> Times:
         """Run a stage on every image.
@@ -108,6 +108,6 @@ class ProcessWorker:
         words = lines[-1][:300] if lines else "nothing on stderr"
         return UserError(f"{self.name}: its process {how} ({words}); leave it out with --engines")
 
-    def _signal(self, name: str) -> None:
-        if os.name == "posix" and self._process.poll() is None:
-            self._process.send_signal(getattr(signal, name))
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from lbdet.deploy.benchmark import ENGINES, STAGES, EngineSetup
+from lbdet.deploy.engines import onnx_session, openvino_compiled, openvino_core
 
 Arrays = Sequence[np.ndarray]
 Call = Callable[..., Any]
 """Inputs of a stage, uint8 or float32 arrays -> whatever it gives"""
+_CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 SHARED = ("prepare", "post")
 """Stages without quantized layers: the same file at every precision."""
 
@@ -104,6 +105,8 @@ def peak_memory() -> int:
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
+    import resource  # which Windows lacks: what is above can be imported there
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
@@ -125,27 +128,15 @@ def _loaded(setup: EngineSetup, folder: Path, stage: str, threads: int) -> Call:
 
 
 def _onnxruntime(path: Path, threads: int) -> Call:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path, threads)
     names = [value.name for value in session.get_inputs()]
     return lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
 def _openvino(path: Path, threads: int, setup: EngineSetup) -> Call:
-    import openvino
-
-    core = openvino.Core()
-    if setup.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if setup.precision == "bf16" and "BF16" not in openvino_core().get_property("CPU", _CAPABILITIES):
         raise Unavailable("this CPU does not compute in bf16")
-    options = {
-        "INFERENCE_PRECISION_HINT": setup.precision,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    compiled = core.compile_model(str(path), "CPU", options)
+    compiled = openvino_compiled(str(path), threads, setup.precision)
     return lambda *arrays: [np.array(value) for value in compiled(list(arrays)).values()]
 
 

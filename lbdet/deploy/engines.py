@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from types import ModuleType, NoneType
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from lbdet.errors import UserError, one_line
+from lbdet.errors import UserError, one_line, short
 
 METADATA_KEY = "lbdet"
 """of a JSON object with an exported model's facts, in the file's metadata"""
@@ -27,8 +27,6 @@ _INT8_OPS = {
 _MULTIPLYING = {"Convolution", "FullyConnected", "MatMul"}
 _RUNTIME_FACTS = ("layerType", "runtimePrecision", "originalLayersNames")
 """of OpenVINO's runtime models"""
-_FACTS = {"task": str, "classes": list, "int8_layers": list, "image_size": (int, NoneType)}
-"""what every file says"""
 
 
 class Engine(Protocol):
@@ -62,7 +60,7 @@ class OnnxEngine:
         ort = _imported("onnxruntime", path)
         self.path, self.name = path, f"onnxruntime {ort.__version__}"
         try:
-            self._session = _session(ort, path, threads)
+            self._session = onnx_session(path, threads)
         except Exception as error:  # onnxruntime's own, which share no base class
             raise UserError(
                 f"{path}: must be a whole ONNX file, got {_last_line(error)}; export it anew"
@@ -75,10 +73,10 @@ class OnnxEngine:
 
     def int8_layers(self) -> set[str]:
         """Return what the optimized graph says. It keeps the names of nodes, some with a `_token_<n>`."""
-        ort, onnx = _imported("onnxruntime", self.path), _imported("onnx", self.path)
+        onnx = _imported("onnx", self.path)
         with tempfile.TemporaryDirectory() as folder:
             optimized = Path(folder, "optimized.onnx")
-            _session(ort, self.path, 1, optimized)
+            onnx_session(self.path, 1, optimized)
             nodes = onnx.load(optimized).graph.node
         return {node.name.split("_token_")[0] for node in nodes if node.op_type in _INT8_OPS}
 
@@ -92,16 +90,12 @@ class OpenvinoEngine:
     def __init__(self, path: Path, threads: int = 0) -> None:
         openvino = _imported("openvino", path)
         self.name = f"openvino {openvino.__version__.split('-')[0]}"
-        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-        if threads:
-            options["INFERENCE_NUM_THREADS"] = threads
         _check_is_ir(path)
         try:
-            model = _core(openvino).read_model(path)
+            model = openvino_core().read_model(path)
             has_facts = METADATA_KEY in model.get_rt_info()
             facts = model.get_rt_info([METADATA_KEY]).astype(str) if has_facts else None
-            self._compiled = _core(openvino).compile_model(model, "CPU", options)
+            self._compiled = openvino_compiled(model, threads)
         except Exception as error:
             raise UserError(
                 f"{path}: must be an OpenVINO model with its .bin, got {_last_line(error)}; export it anew"
@@ -133,15 +127,52 @@ def float_layers(engine: Engine) -> list[str]:
     return [name for name in engine.facts["int8_layers"] if name not in int8]
 
 
+def onnx_session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+    """Return onnxruntime's session of a file, on the CPU.
+
+    Args:
+        threads: 0 = as many as the engine finds right.
+        optimized: where the optimized graph is written, if anywhere.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def openvino_compiled(model: Any, threads: int, precision: str = "f32") -> Any:
+    """Compile an OpenVINO model, or the file of one, for the CPU.
+
+    Args:
+        threads: 0 = as many as the engine finds right.
+        precision: of what is not int8.
+    """
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    return openvino_core().compile_model(model, "CPU", options)
+
+
 @cache
-def _core(openvino: Any) -> Any:
+def openvino_core() -> Any:
     """Return the one Core of the process, never freed: the CPU plugin of each lends the thread a stack for
     signals, and where two overlap, freeing them leaves one that is gone, so that the next signal is fatal."""
+    import openvino
+
     return openvino.Core()
 
 
-def read_facts(text: str | None, path: Path) -> Mapping[str, Any]:
+def read_facts(text: str | None, path: Path, known: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
     """Return what a file says of itself.
+
+    Args:
+        text: a JSON object, None = there is none.
+        known: what other parts of the file say; it goes before.
 
     Raises:
         UserError: it is not of lbdet's making, or of another version's.
@@ -150,11 +181,41 @@ def read_facts(text: str | None, path: Path) -> Mapping[str, Any]:
         raise UserError(f"{path}: must be written by tools/export.py, got a file without its metadata")
     try:
         facts = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
-    if not isinstance(facts, dict) or any(not isinstance(facts.get(k), _FACTS[k]) for k in _FACTS):
-        raise UserError(f"{path}: metadata must be as this version writes it, got others; export it anew")
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: metadata must be as this version writes it, got no object; export it anew")
+    facts |= known or {}
+    classifies = facts.get("task") == "classification"
+    for key, is_right in (_FACTS | (_CLASSIFIER_FACTS if classifies else {})).items():
+        if key not in facts or not is_right(facts[key]):
+            got = short(facts[key]) if key in facts else "none"
+            raise UserError(
+                f"{path}: metadata must be as this version writes it, got {got} as {key}; export it anew"
+            )
     return facts
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "task": lambda value: value in ("detection", "classification"),
+    "classes": lambda value: _are_texts(value) and len(value) > 0,
+    "int8_layers": _are_texts,
+    "image_size": lambda value: value is None or _is_size(value),
+}
+"""what every file says"""
+_CLASSIFIER_FACTS: dict[str, Callable[[Any], bool]] = {
+    "image_size": _is_size,
+    "short_side": lambda value: value is None or _is_size(value),
+}
+"""what a classifier's says in their place and beside them"""
 
 
 def _imported(name: str, path: Path) -> ModuleType:
@@ -162,15 +223,6 @@ def _imported(name: str, path: Path) -> ModuleType:
         return __import__(name)
     except ImportError:
         raise UserError(f"{path}: needs {name}, which is not installed; pip install -e '.[deploy]'") from None
-
-
-def _session(ort: Any, path: Path, threads: int, optimized: Path | None = None) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _check_is_ir(path: Path) -> None:

@@ -2,10 +2,12 @@
 
 Names and containers do not tell: a ResNet's `bn1` follows `conv1` in `forward` alone, and a convolution's
 output may go elsewhere too. So `torch.fx` traces every part of the model that can be traced, the largest
-first (a detector as a whole cannot be, its backbone can), with layers as single nodes. A pair is a
-convolution whose output has one use, a batch norm, where both are called once in that part and have no second
-name in the model. What is in no pair stays as it is. (What tracing cannot see: a model that calls a part's
-layers itself, and never the part's `forward`.)
+first (a detector as a whole cannot be, its backbone can), with layers as single nodes. A part whose `forward`
+has optional arguments is not traced, only what it is made of: with other arguments it may compute another
+thing. A pair is a convolution whose output has one use, a batch norm, where both are called once in that
+part, nothing else there reads their tensors, and neither has a second name in the model. What is in no pair
+stays as it is. (What tracing cannot see: a model that calls a part's layers itself, and never the part's
+`forward`, or code that first computes something of their tensors alone, such as `2 * conv.weight`.)
 """
 
 from __future__ import annotations
@@ -75,20 +77,28 @@ def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[str, fx.Graph]]:
     """Yield the graphs of the largest traceable parts that have batch norms, and their names' prefixes."""
     if isinstance(module, _BatchNorm) or not any(isinstance(m, _BatchNorm) for m in module.modules()):
         return
-    parameters = inspect.signature(module.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    try:
-        graph = _Tracer().trace(module, defaults or None)
-    except Exception:  # code that asks for values can fail in any way when it is traced
-        for name, child in module.named_children():
-            yield from _graphs(child, f"{prefix}{name}.")
-    else:
+    graph = _graph(module)
+    if graph is not None:
         yield prefix, graph
+        return
+    for name, child in module.named_children():
+        yield from _graphs(child, f"{prefix}{name}.")
+
+
+def _graph(module: nn.Module) -> fx.Graph | None:
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.default is not p.empty for p in parameters):
+        return None
+    try:
+        return _Tracer().trace(module)
+    except Exception:  # code that asks for values can fail in any way when it is traced
+        return None
 
 
 def _pairs(model: nn.Module, prefix: str, graph: fx.Graph) -> Iterator[tuple[str, str]]:
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(node.target for node in calls)
+    read = [str(node.target) for node in graph.nodes if node.op == "get_attr"]
     for node in calls:
         before = next(iter(node.args), None)
         if not isinstance(before, fx.Node) or before.op != "call_module":
@@ -96,8 +106,9 @@ def _pairs(model: nn.Module, prefix: str, graph: fx.Graph) -> Iterator[tuple[str
         first, second = f"{prefix}{before.target}", f"{prefix}{node.target}"
         conv, norm = model.get_submodule(first), model.get_submodule(second)
         once = times[before.target] == times[node.target] == 1 and len(before.users) == 1
+        others = any(name.startswith((f"{before.target}.", f"{node.target}.")) for name in read)
         foldable = type(norm) is nn.BatchNorm2d and norm.running_mean is not None
-        if foldable and once and type(conv) in _CONVOLUTIONS:
+        if foldable and once and not others and type(conv) in _CONVOLUTIONS:
             yield first, second
 
 

@@ -48,7 +48,8 @@ def parity(model: nn.Module, engine: Engine, task: Task, data: Any) -> dict[str,
 
     Returns:
         `images`, their number; `means` of `torch`, `engine` and `noise`, the one that is judged first; `drop`
-        and `noise_drop`, what the engine and the noise lose of it against torch, in parts of 1;
+        and `noise_drop`, what the engine and the noise lose of it against torch, in parts of 1, None where
+        no image has an object of a class that is scored;
         `differences` of `engine` and `noise` from torch: see `detection_differences`; of a classifier the
         largest difference of a score.
     """
@@ -57,14 +58,18 @@ def parity(model: nn.Module, engine: Engine, task: Task, data: Any) -> dict[str,
     else:
         assert isinstance(task, ClassificationTask)
         means, differences = _classification(model, engine, task, data)
-    first = {kind: next(iter(values.values())) or 0.0 for kind, values in means.items()}
+    first = {kind: next(iter(values.values())) for kind, values in means.items()}
     return {
         "images": len(data),
         "means": means,
-        "drop": first["torch"] - first["engine"],
-        "noise_drop": first["torch"] - first["noise"],
+        "drop": _difference(first["torch"], first["engine"]),
+        "noise_drop": _difference(first["torch"], first["noise"]),
         "differences": differences,
     }
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 @contextmanager

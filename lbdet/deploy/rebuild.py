@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lbdet.convert import set_precision
 from lbdet.deploy.packed import PackedInput, PackedModel
 from lbdet.errors import UserError
-from lbdet.models.weights import Weights, load_into
+from lbdet.models.weights import Weights, check_fit, load_into
 from lbdet.nn import (
     ActivationQuantizer,
     BinaryActivation,
@@ -70,7 +70,7 @@ def rebuild(packed: PackedModel, model: nn.Module) -> nn.Module:
         UserError: the model is another than the packed one.
     """
     _remove_folded(packed, model)
-    load_into(model, Weights(dict(packed.tensors), str(packed.source), packed.header.classes, {}))
+    load_into(model, _weights(packed))
     for name, found in packed.inputs.items():
         layer = dict(model.named_modules()).get(name)
         if type(layer) not in _SWAPS:
@@ -83,6 +83,23 @@ def rebuild(packed: PackedModel, model: nn.Module) -> nn.Module:
         model.set_submodule(name, swapped)
         set_precision(model, {name: Precision(None, found.bits)})
     return model.eval()
+
+
+def check_architecture(packed: PackedModel, model: nn.Module) -> None:
+    """Refuse a model that is another than the packed one, by the names and shapes of its tensors.
+
+    Args:
+        model: as `rebuild`'s, on any device, such as torch's "meta", where it takes no memory; changed.
+
+    Raises:
+        UserError: as `rebuild`.
+    """
+    _remove_folded(packed, model)
+    check_fit(model, _weights(packed))
+
+
+def _weights(packed: PackedModel) -> Weights:
+    return Weights(dict(packed.tensors), str(packed.source), packed.header.classes, {})
 
 
 def _remove_folded(packed: PackedModel, model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lbdet.deploy.engines import read_facts
 from lbdet.deploy.packed import PackedModel, load_packed
-from lbdet.deploy.rebuild import rebuild
+from lbdet.deploy.rebuild import check_architecture, rebuild
 from lbdet.engine.evaluate import to_model
 from lbdet.engine.task import normalized
 from lbdet.errors import UserError
@@ -36,8 +36,10 @@ class TorchEngine:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         packed = load_packed(path)
-        self.facts: Mapping[str, Any] = read_facts(packed.header.config or None, path)
+        self.facts = _facts(packed)
         self.name = f"torch {torch.__version__.split('+')[0]}"
+        with torch.device("meta"):  # a header may claim any number of classes, and memory is taken at once
+            check_architecture(packed, _float_model(packed, self.facts))
         self.model = rebuild(packed, _float_model(packed, self.facts))
         if threads:
             torch.set_num_threads(threads)
@@ -61,6 +63,17 @@ class TorchEngine:
 
     def int8_layers(self) -> set[str]:
         return set()
+
+
+def _facts(packed: PackedModel) -> Mapping[str, Any]:
+    """Return what the file says of itself: its config, but what the header says goes before."""
+    header = packed.header
+    known = {
+        "architecture": header.architecture,
+        "classes": list(header.classes),
+        "precision": str(header.precision),
+    }
+    return read_facts(header.config or None, packed.source, known)
 
 
 def _float_model(packed: PackedModel, facts: Mapping[str, Any]) -> nn.Module:

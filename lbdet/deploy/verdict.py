@@ -32,7 +32,7 @@ def summary(output: Path, report: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{output}: {report['bytes'] / 1e6:.2f} MB, {report['precision']}, {report['engine']}",
         f"{name} on {report['images']} images: torch {_number(means['torch'][name])}, "
-        f"engine {_number(means['engine'][name])} (drop {report['drop']:+.4f}); "
+        f"engine {_number(means['engine'][name])} (drop {_number(report['drop'], '+')}); "
         f"torch nudged by a millionth {_number(means['noise'][name])}",
     ]
     if report["codes"]:
@@ -60,10 +60,16 @@ def judge(
         Warnings.
 
     Raises:
-        NumericsError: it loses more than `max_drop`, or an int8 layer is run in float.
+        NumericsError: it loses more than `max_drop` or what it loses is not known, or an int8 layer is run in
+            float.
     """
     faults, warnings, name = [], [], _first(report)
-    if not report["drop"] <= max_drop:  # nan is a fault
+    if report["drop"] is None:
+        faults.append(
+            f"is not compared: {report['images']} images have no object of the classes that are scored; take "
+            "more with --parity-images"
+        )
+    elif not report["drop"] <= max_drop:  # nan is a fault
         faults.append(
             f"loses {report['drop']:.4f} of {name} against torch, more than {max_drop} (torch itself loses "
             f"{report['noise_drop']:+.4f} where layer inputs are nudged by a millionth)"
@@ -89,5 +95,5 @@ def _mean_changed(codes: Mapping[str, Any], kind: str) -> float:
     return sum(shares) / max(len(shares), 1)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.4f}"

@@ -128,7 +128,7 @@ def test_a_folder_gives_all_its_images_and_one_that_is_none_does_not_stop_the_ot
     lines = [json.loads(line) for line in result.out.splitlines()]
     assert [Path(line["image"]).name for line in lines] == ["0.jpg", "1.jpg", "broken.png"]
     assert [("error" in line) for line in lines] == [False, False, True]
-    assert "broken.png: must be a whole image file" in lines[2]["error"]
+    assert "broken.png: must be a whole JPEG, PNG, BMP, WEBP, GIF or TIFF image" in lines[2]["error"]
     assert "1 of 3 images: must be usable" in result.err
 
 

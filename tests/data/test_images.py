@@ -12,9 +12,10 @@ import pytest
 from fuzz.guards import in_time
 from PIL import Image
 
-from lbdet.data import images
+from lbdet import images
 from lbdet.data.images import check_pixels, read_image
 from lbdet.errors import UserError
+from lbdet.images import rgb_pixels
 
 COLOUR = (200, 100, 50)
 
@@ -43,6 +44,27 @@ def test_every_mode_becomes_uint8_rgb(tmp_path, mode, name):
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path):
     Image.fromarray(np.full((4, 6), 0x7FAB, np.uint16)).save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png") == 0x7F).all()
+
+
+@pytest.mark.parametrize(
+    "stored, expected",
+    [([0, 77, 200, 255], [0, 77, 200, 255]), ([0, 255, 40000, 65535], [0, 0, 156, 255]), ([0], [0])],
+)
+def test_32_bit_grey_is_8_bit_or_16_bit_grey_as_its_largest_pixel_tells(stored, expected):
+    found = rgb_pixels(Image.fromarray(np.array([stored], np.int32)), "a")
+    assert found[0].tolist() == [[grey] * 3 for grey in expected]
+
+
+@pytest.mark.parametrize("stored", [[-1, 5], [3, 65536]])
+def test_32_bit_grey_of_another_range_is_refused(stored):
+    image, got = Image.fromarray(np.array([stored], np.int32)), rf"{stored[0]}\.\.{stored[1]}"
+    with pytest.raises(UserError, match=rf"^a: grey pixels must lie in 0\.\.65535, got {got}; save it in 8"):
+        rgb_pixels(image, "a")
+
+
+def test_floats_as_pixels_are_refused():
+    with pytest.raises(UserError, match=r"^a: image must have whole numbers as pixels, got floats; save it"):
+        rgb_pixels(Image.fromarray(np.full((4, 6), 0.5, np.float32)), "a")
 
 
 def test_orientation_is_applied_only_when_asked_for(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
+import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import torch
 from deploy.detectors import tiny_classifier, tiny_faster_rcnn
 from torch import nn
 
+from lbdet.cli import benchmark as cli
 from lbdet.convert import calibrate_activations, quantize_model, quantized_layers, set_precision
 from lbdet.data.shapes import draw_scene
 from lbdet.deploy import benchmark_run
@@ -368,6 +371,28 @@ def test_a_worker_times_every_image_of_every_stage(files):
     for stage, times in rounds.items():
         assert [len(t.ms) for t in times] == [1 if stage == "batch" else 2] * 2, stage
         assert min(t.ms[0] for t in times) > 0
+
+
+def test_engines_are_timed_with_the_settings_that_they_are_deployed_with(files, monkeypatch):
+    made = []
+    monkeypatch.setattr(worker, "onnx_session", lambda *given: made.append(given))
+    monkeypatch.setattr(worker, "openvino_compiled", lambda *given: made.append(given))
+    with pytest.raises(AttributeError, match="get_inputs"):
+        worker._loaded(ENGINES["onnxruntime-int8"], files.folder, "network", 3)
+    worker._loaded(ENGINES["openvino-int8"], files.folder, "network", 3)
+    path = files.folder / "int8/network.onnx"
+    assert made == [(path, 3), (str(path.with_suffix(".xml")), 3, "f32")]
+
+
+def test_on_windows_the_benchmark_is_one_clear_error(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(platform, "system", lambda: "Windows")
+    assert cli.main(["--run", str(tmp_path)]) == 2
+    assert "benchmark: must be run on Linux or macOS, got Windows" in capsys.readouterr().err
+
+
+def test_what_windows_lacks_is_imported_nowhere_before_that_error():
+    code = "import sys; sys.modules['resource'] = None; import lbdet.deploy.benchmark_process"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", ["classifier", "faster_rcnn"])

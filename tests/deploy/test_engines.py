@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from deploy.detectors import (
 from torch import nn
 
 from lbdet.convert import calibrate_activations, quantize_model, quantized_layers
-from lbdet.deploy.engines import ENGINES, METADATA_KEY, OnnxEngine, float_layers
+from lbdet.deploy.engines import ENGINES, METADATA_KEY, OnnxEngine, float_layers, read_facts
 from lbdet.deploy.export import place, trace
 from lbdet.deploy.graph import ClassifierGraph
 from lbdet.errors import UserError
@@ -160,6 +161,31 @@ def test_a_file_of_another_maker_is_refused(exports, tmp_path):
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(UserError, match=r"a\.onnx: must be written by tools/export\.py, got a file without"):
         OnnxEngine(tmp_path / "a.onnx")
+
+
+WHOLE = {"task": "classification", "classes": ["a"], "int8_layers": [], "image_size": 32, "short_side": 37}
+
+
+def test_facts_that_are_right_are_given_back():
+    detector = {"task": "detection", "classes": ["a"], "int8_layers": ["b"], "image_size": None}
+    for facts in (WHOLE, WHOLE | {"short_side": None}, detector, detector | {"image_size": 300}):
+        assert read_facts(json.dumps(facts), Path("a.onnx")) == facts
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("task", "x"), ("task", ["detection"]), ("classes", []), ("classes", "dog"), ("classes", ["a", 1]),
+        ("int8_layers", None), ("int8_layers", [1]), ("image_size", None), ("image_size", 0),
+        ("image_size", True), ("image_size", 32.0), ("short_side", "x"), ("short_side", -1),
+    ],
+)  # fmt: skip
+def test_facts_of_another_kind_or_missing_are_refused_by_name(key, value):
+    message = rf"^a\.onnx: metadata must be as this version writes it, got .* as {key}; export it anew$"
+    with pytest.raises(UserError, match=message):
+        read_facts(json.dumps(WHOLE | {key: value}), Path("a.onnx"))
+    with pytest.raises(UserError, match=message.replace(".* as", "none as")):
+        read_facts(json.dumps({k: v for k, v in WHOLE.items() if k != key}), Path("a.onnx"))
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,8 @@ UNPAIRED: dict[str, Callable[[Block, Tensor], object]] = {
     "batch norm is called again": lambda b, x: b.norm(b.norm(b.conv(x))),
     "batch norm gets the input": lambda b, x: b.norm(x) + b.conv(x),
     "the code depends on values": branch,
+    "the weight is used twice": lambda b, x: b.norm(b.conv(x)) + F.conv2d(x, b.conv.weight),
+    "the statistics are read too": lambda b, x: b.norm(b.conv(x)) + b.norm.running_mean,
 }
 
 
@@ -82,9 +84,27 @@ class Optional(Block):
         return self.norm(y if between is None else y * between)
 
 
-def test_an_argument_with_a_default_has_its_default() -> None:
+class Asking(nn.Module):
+    """Asks a part to do something in between."""
+
+    def __init__(self, between: Tensor | None = None) -> None:
+        super().__init__()
+        self.part, self.between = Optional(lambda b, x: x), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x, self.between)
+
+
+def test_a_part_with_optional_arguments_is_paired_as_it_is_called_and_not_as_its_defaults_are() -> None:
+    assert batch_norm_pairs(Optional(lambda b, x: x)) == ({}, ["norm"])
+    assert batch_norm_pairs(Asking(torch.full((1,), 2.0))) == ({}, ["part.norm"])
+    assert batch_norm_pairs(Asking()) == ({"part.conv": "part.norm"}, [])
+
+
+def test_the_parts_of_one_with_optional_arguments_are_looked_at() -> None:
     model = Optional(lambda b, x: x)
-    assert batch_norm_pairs(model) == ({"conv": "norm"}, [])
+    model.inner = Block(lambda b, x: b.norm(b.conv(x)))
+    assert batch_norm_pairs(model) == ({"inner.conv": "inner.norm"}, ["norm"])
 
 
 class OtherNorm(nn.BatchNorm2d):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from deploy.detectors import CLASSES, as_input, assert_same_detections, in_torch, scenes
+from fuzz.guards import bounded_address_space
 from PIL import Image
 
 from lbdet.convert import calibrate_activations, quantize_model
@@ -19,8 +21,8 @@ from lbdet.deploy.certify import pack
 from lbdet.deploy.container import read, write
 from lbdet.deploy.export import place, trace
 from lbdet.errors import UserError
-from lbdet.models import build_detector
-from lbdet.models.classifiers import build_classifier
+from lbdet.models import MODELS, build_detector
+from lbdet.models.classifiers import CLASSIFIERS, build_classifier
 from lbdet.precision import Precision
 
 SUFFIXES = (".onnx", ".xml", ".lbw")
@@ -147,7 +149,8 @@ def test_loading_a_packed_file_draws_no_random_numbers(folder):
         ({"architecture": "resnet18"}, r"architecture must be one of lbdet's for detection, got 'resnet18'"),
         ({"config": ""}, r"a\.lbw: must be written by tools/export\.py"),
         ({"config": "model: {name: ssd_tiny}"}, r"a\.lbw: metadata must be as this version writes it"),
-        ({"config": '{"task": "x"}'}, r"a\.lbw: metadata must be as this version writes it"),
+        ({"config": '{"task": "x"}'}, r"a\.lbw: metadata must be as this version writes it, got 'x' as task"),
+        ({"classes": "[]"}, r"a\.lbw: metadata must be as this version writes it, got \[\] as classes"),
         ({"architecture": "ssdlite320_mobilenet_v3_large"}, r"a\.lbw"),
     ],
 )
@@ -157,6 +160,34 @@ def test_packed_files_of_other_models_or_makers_are_refused(folder, tmp_path, ch
     write(tmp_path / "a.lbw", own, {**metadata, **change})
     with pytest.raises(UserError, match=message):
         load(tmp_path / "a.lbw")
+
+
+def test_what_a_packed_file_says_twice_is_taken_from_its_header(folder, tmp_path):
+    metadata, tensors = read(folder / "a.lbw")
+    own = {name: tensor for name, tensor in tensors.items() if name != "packed.sha256"}
+    other = {"classes": [*reversed(CLASSES)], "architecture": "x", "precision": "W2"}
+    config = json.dumps(json.loads(metadata["config"]) | other)
+    write(tmp_path / "a.lbw", own, {**metadata, "config": config})
+    predictor = load(tmp_path / "a.lbw")
+    assert predictor.classes == CLASSES
+    assert [predictor.engine.facts[key] for key in ("architecture", "precision")] == ["ssd_tiny", "W4A8"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads /proc")
+def test_a_header_of_a_million_classes_is_refused_before_a_model_of_their_size_is_built(folder, tmp_path):
+    metadata, tensors = read(folder / "a.lbw")
+    own = {name: tensor for name, tensor in tensors.items() if name != "packed.sha256"}
+    classes = json.dumps([*map(str, range(1_000_000))])
+    write(tmp_path / "a.lbw", own, {**metadata, "classes": classes})
+    with bounded_address_space(1 << 30), pytest.raises(UserError, match="weights must be those of the model"):
+        load(tmp_path / "a.lbw")
+
+
+@pytest.mark.parametrize("name", [*MODELS, *CLASSIFIERS])
+def test_every_architecture_can_be_compared_with_a_file_before_it_takes_memory(name):
+    with torch.device("meta"):
+        model = build_detector(name, CLASSES) if name in MODELS else build_classifier(name, CLASSES)
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

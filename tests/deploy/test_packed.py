@@ -353,3 +353,16 @@ def test_a_rebuilt_layer_without_rounded_inputs_is_an_ordinary_one(path: Path) -
     model = rebuild(load_packed(path), float_model(1))
     assert not any(isinstance(module, QuantConv2d) for module in model.modules())
     assert not model.training
+
+
+@pytest.mark.parametrize("bits", range(2, 7))
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_the_reader_that_the_documentation_shows_finds_the_weights(path, bits, granularity) -> None:
+    text = (Path(__file__).parents[2] / "docs/packed.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    packed(quantized(f"W{bits}", WeightFormat("lbw", {"granularity": granularity})), path)
+    found, expected = names["read_lbw"](path), load_packed(path).tensors
+    assert found.keys() == {"0", "3", "5", "7"}
+    for name, weight in found.items():
+        assert torch.equal(torch.from_numpy(weight), expected[f"{name}.weight"])

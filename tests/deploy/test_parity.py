@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from deploy.toys import images, quantized
 from torch import Tensor, nn
 
 from lbdet.data.labelled import LabelledData
+from lbdet.data.records import DetectionData
 from lbdet.data.shapes import SHAPE_CLASSES
 from lbdet.data.voc import read_voc
 from lbdet.deploy.codes import torch_codes
@@ -104,6 +106,15 @@ def test_the_mean_is_over_the_classes_that_are_scored(data):
     only = [{k: v[a["labels"] == 1] for k, v in a.items()} for a in truth(data)]
     task = DetectionTask(SHAPE_CLASSES[:1])
     assert parity(Knowing(truth(data)), Answering(only), task, data)["drop"] == 0
+
+
+def test_without_an_object_of_a_scored_class_the_drop_is_not_known(data):
+    empty = DetectionData(
+        ("none", *data.classes), tuple(replace(r, labels=r.labels + 1) for r in data.records)
+    )
+    answers = truth(empty)
+    found = parity(Knowing(answers), Answering(answers), DetectionTask(("none",)), empty)
+    assert (found["means"]["engine"]["voc07_map"], found["drop"], found["noise_drop"]) == (None, None, None)
 
 
 def test_detections_are_compared_one_by_one_above_a_score():

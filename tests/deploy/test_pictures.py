@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from fuzz.guards import in_time
+from PIL import EpsImagePlugin, Image
 
+from lbdet import images
 from lbdet.deploy.pictures import read_picture
 from lbdet.errors import UserError
 
@@ -33,10 +36,27 @@ def test_arrays_pil_images_and_paths_are_the_same_picture(tmp_path, kind):
     assert found.flags.c_contiguous
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F"])
-def test_every_mode_becomes_rgb(mode):
-    image = Image.new(mode, (7, 5))
-    assert read_picture(image).shape == (5, 7, 3)
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "I;16B"]
+)
+def test_every_mode_becomes_rgb_of_the_same_colours(mode):
+    colour = (200, 200, 200) if mode[0] in "LI" else (255, 255, 255) if mode == "1" else (204, 102, 51)
+    image = Image.new("RGB", (7, 5), colour)
+    if mode.startswith("I"):
+        grey = np.full((5, 7), 200 if mode == "I" else 200 << 8, np.int32 if mode == "I" else np.uint16)
+        image = Image.frombytes(mode, (7, 5), (grey.byteswap() if mode == "I;16B" else grey).tobytes())
+    elif mode == "PA":
+        image = image.convert("P").convert("PA")
+    else:
+        image = image.convert(mode)
+    found = read_picture(image)
+    assert (image.mode, found.shape) == (mode, (5, 7, 3))
+    assert np.abs(found.astype(int) - colour).max() <= 4
+
+
+def test_floats_as_pixels_are_refused():
+    with pytest.raises(UserError, match=r"^image: image must have whole numbers as pixels, got floats"):
+        read_picture(Image.new("F", (7, 5), 0.5))
 
 
 def test_grey_is_grey_and_a_palette_gives_its_colours(tmp_path):
@@ -75,9 +95,9 @@ def test_the_formats_of_folders_can_be_read(tmp_path, suffix):
 
 def test_of_several_frames_the_first_is_taken(tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
-    path = tmp_path / "a.gif"
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    assert (read_picture(path)[0, 0] > 200).tolist() == [True, False, False]
+    for name, form in (("a.gif", "GIF"), ("a.tif", "TIFF"), ("a.jpg", "MPO")):
+        frames[0].save(tmp_path / name, form, save_all=True, append_images=frames[1:])
+        assert (read_picture(tmp_path / name)[0, 0] > 200).tolist() == [True, False, False]
 
 
 def test_one_pixel_is_a_picture():
@@ -110,15 +130,49 @@ def test_files_that_are_missing_folders_text_or_cut_are_refused_by_name(tmp_path
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-2000])
     (tmp_path / "text.jpg").write_text("hello")
     (tmp_path / "empty.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"none\.jpg: image file does not exist"):
-        read_picture(tmp_path / "none.jpg")
-    for name in ("cut.jpg", "text.jpg", "empty.png", ""):
-        with pytest.raises(UserError, match=rf"{name}: must be a whole image file"):
+    for name in ("none.jpg", "a\0.jpg"):
+        with pytest.raises(UserError, match=r"\.jpg: image file does not exist"):
+            read_picture(str(tmp_path / name))
+    for name in ("cut.jpg", "text.jpg", "empty.png"):
+        message = rf"{name}: must be a whole JPEG, PNG, BMP, WEBP, GIF or TIFF image, got "
+        with pytest.raises(UserError, match=message):
             read_picture(tmp_path / name)
+    with pytest.raises(UserError, match=r"must be an image file, got a folder, a pipe or a device"):
+        read_picture(tmp_path)
+    with pytest.raises(UserError, match=r"^image: must be a whole image, got "):
+        read_picture(Image.open(tmp_path / "cut.jpg"))
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with in_time(5), pytest.raises(UserError, match=r"a\.jpg: must be an image file, got a folder, a pipe"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_postscript_under_an_images_name_is_refused_and_starts_no_program(tmp_path, monkeypatch):
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was started"))
+    saved(tmp_path / "a.eps", Image.fromarray(gradient())).rename(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg: must be a whole .*, got another kind of file"):
+        read_picture(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+@pytest.mark.parametrize("tag", [0x00, 0x1A])
+def test_exif_of_impossible_values_is_a_damaged_file(tmp_path, suffix, tag):
+    """PIL raises struct.error where the width is text, and TypeError where the resolution is."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    content = bytearray(saved(tmp_path / f"a.{suffix}", Image.fromarray(gradient()), exif=exif).read_bytes())
+    first = next(content.index(mark) + 8 for mark in (b"MM\0*", b"II*\0") if mark in content)
+    content[first + 3] = tag  # 0x010F becomes 0x0100, the width, or 0x011A, the resolution
+    (tmp_path / f"b.{suffix}").write_bytes(content)
+    with pytest.raises(UserError, match=rf"b\.{suffix}: must be a whole .*, got "):
+        read_picture(tmp_path / f"b.{suffix}")
 
 
 def test_an_absurdly_large_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     path = saved(tmp_path / "a.png", Image.fromarray(gradient()))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(UserError, match=r"a\.png: image must have at most 1000 pixels, got more"):
+    monkeypatch.setattr(images, "MAX_PIXELS", 2399)
+    monkeypatch.setattr(images, "_to_rgb", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(UserError, match=r"a\.png: image must have 1 to 2399 pixels, got 60x40"):
         read_picture(path)

@@ -84,10 +84,14 @@ def test_a_file_without_int8_layers_says_that_all_is_float_but_a_packed_one_is_n
     assert len(summary(Path("a.lbw"), report(int8_layers=0))) == 2
 
 
-def test_a_mean_of_no_classes_is_a_dash():
-    found = report()
+def test_a_mean_of_no_classes_is_a_dash_and_a_fault():
+    found = report() | {"drop": None, "noise_drop": None}
     found["means"] = {kind: {"voc07_map": None} for kind in found["means"]}
-    assert "torch -, engine -" in summary(OUT, found)[1]
+    assert "torch -, engine - (drop -)" in summary(OUT, found)[1]
+    with pytest.raises(
+        NumericsError, match=r"300 images have no object of the classes that are scored; take more with --par"
+    ):
+        judge(OUT, found)
 
 
 def test_reports_of_one_folder_stand_in_one_file(tmp_path):
