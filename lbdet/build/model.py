@@ -27,7 +27,7 @@ from lbdet.errors import UserError
 from lbdet.guidance import GUIDANCE, Guidance
 from lbdet.models import build_detector
 from lbdet.models.classifiers import build_classifier
-from lbdet.models.weights import load_into, load_weights
+from lbdet.models.weights import load_into, load_weights, trained_precision
 from lbdet.precision import FLOAT
 
 
@@ -115,7 +115,7 @@ def _teacher(config: Config, source: str, student: Built) -> nn.Module:
     name, start = config.model.name, config.model.weights
     if source == "float":
         if start is not None:
-            _refuse_low_bits(start, load_weights(start, name).precision)
+            _refuse_low_bits(start, trained_precision(start))
         teacher = deepcopy(student.model)
     elif Path(source).is_dir():
         run = load_run(source)
@@ -128,11 +128,10 @@ def _teacher(config: Config, source: str, student: Built) -> nn.Module:
         teacher = run.model
     else:
         try:
-            precision = load_weights(source, name).precision
             teacher = _on_device(_float_model(config, student.classes, source, None))
         except UserError as error:
             raise UserError(f"guidance.teacher: must be 'float', a run or weights: {error}") from None
-        _refuse_low_bits(source, precision)
+        _refuse_low_bits(source, trained_precision(source))
     set_float(teacher)
     return teacher
 

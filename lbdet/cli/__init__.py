@@ -11,9 +11,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from lbdet.engine.signals import Interrupted
 from lbdet.errors import NumericsError, UserError, closest
+from lbdet.files import write_atomically
 
 VERBS = {
     "train-det": "train a detector at low precision and evaluate it",
@@ -60,6 +62,27 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--set", action="extend", default=[], metavar="KEY.PATH=VALUE", nargs="+", dest="settings",
         help="change the config: any key of docs/config.md, values in YAML",
     )  # fmt: skip
+
+
+def check_new_file(path: Path, suffix: str) -> None:
+    """Raise UserError for an `--output` that is there already or ends otherwise."""
+    if path.exists():
+        raise UserError(f"--output: {path} must not exist yet; remove it or name another file")
+    if path.suffix != suffix:
+        raise UserError(f"--output: must end in {suffix}, got {path}")
+
+
+def write_new_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Make the folder of an `--output` and write the file atomically.
+
+    Raises:
+        UserError: one of the two cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output: {path.parent} cannot be made: {error.strerror}") from None
+    write_atomically(path, write)
 
 
 def _verbs() -> str:

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lbdet.cli import exit_code
+from lbdet.cli import check_new_file, exit_code, write_new_file
 from lbdet.data.classification import read_cifar
 from lbdet.engine.progress import say
-from lbdet.errors import UserError
-from lbdet.files import write_atomically
 
 OUTPUT = Path("datasets/cifar10_10k/cifar10_10k_2k.npz")
 PER_CLASS = {"train": 1000, "test": 200}
@@ -41,21 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    if args.output.exists():
-        raise UserError(f"--output: {args.output} must not exist yet; remove it or name another file")
-    if args.output.suffix != ".npz":
-        raise UserError(f"--output: must end in .npz, got {args.output}")
+    check_new_file(args.output, ".npz")
     arrays: dict[str, np.ndarray] = {}
     for split, count in PER_CLASS.items():
         data = read_cifar(args.cifar, "cifar10", split, args.download)
         chosen = first_of_each(data.labels, count)
         arrays |= {f"x_{split}": np.asarray(data.images)[chosen], f"y_{split}": data.labels[chosen]}
         arrays["classes"] = np.array(data.classes)
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {args.output.parent} cannot be made: {error.strerror}") from None
-    write_atomically(args.output, partial(_save, arrays))
+    write_new_file(args.output, partial(_save, arrays))
     say(f"{args.output}: {len(arrays['y_train'])} images to train on, {len(arrays['y_test'])} to test")
 
 

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
-from lbdet.cli import exit_code
+from lbdet.cli import check_new_file, exit_code, write_new_file
 from lbdet.engine.progress import say
-from lbdet.errors import UserError
-from lbdet.files import write_atomically
 from lbdet.models.weights import PREPARED, check_fit, load_weights
 
 ARCHITECTURE = "ssdlite320_mobilenet_v3_large"
@@ -46,19 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    if args.output.exists():
-        raise UserError(f"--output: {args.output} must not exist yet; remove it or name another file")
-    if args.output.suffix != ".pth":
-        raise UserError(f"--output: must end in .pth, got {args.output}")
+    check_new_file(args.output, ".pth")
     weights = load_weights(args.weights, ARCHITECTURE)
     check_fit(ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None), weights)
     tensors = fold_batch_norm(weights.tensors)
     rounded = {key: round_rows(t) if t.ndim == 4 else t for key, t in tensors.items()}
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output: {args.output.parent} cannot be made: {error.strerror}") from None
-    write_atomically(args.output, partial(torch.save, rounded))
+    write_new_file(args.output, partial(torch.save, rounded))
     say(f"{args.output}: written, {sum(t.ndim == 4 for t in rounded.values())} convolutions rounded")
 
 

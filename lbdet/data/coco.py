@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from lbdet.data.files import read_json
-from lbdet.data.images import check_pixels
 from lbdet.data.problems import Box, Broken, Problem, Scan, problem, raise_problems
 from lbdet.data.records import DetectionData, ImageRecord
 from lbdet.data.voc import OtherClasses, clip_box, label_map, record_of, unknown_class
 from lbdet.errors import UserError, closest, short
+from lbdet.images import check_pixels
 
 MAX_COCO = 2 << 30
 """Bytes of an annotation file; train2017's has a fifth. Reading takes some ten times a file's size."""

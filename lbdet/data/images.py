@@ -8,8 +8,7 @@ import numpy as np
 
 from lbdet.data.files import open_regular, reason
 from lbdet.errors import UserError
-from lbdet.images import check_pixels as check_pixels
-from lbdet.images import decode_image as decode_image
+from lbdet.images import decode_image
 
 _FORMATS = ("JPEG", "PNG")
 

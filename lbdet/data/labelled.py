@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lbdet.data.augment import Augmentation, derive_seed
-from lbdet.data.images import decode_image, read_image
+from lbdet.data.images import read_image
 from lbdet.errors import UserError
+from lbdet.images import decode_image
 
 CROP_RATIO = 0.875
 """Side of the centre that is evaluated / short side of the resized image: 224 of 256."""

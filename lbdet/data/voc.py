@@ -19,10 +19,10 @@ import numpy as np
 import torchvision
 
 from lbdet.data.files import read_bytes, read_text, reason
-from lbdet.data.images import check_pixels
 from lbdet.data.problems import Box, Broken, Problem, Scan, problem
 from lbdet.data.records import DetectionData, ImageRecord
 from lbdet.errors import UserError, closest, one_line, short
+from lbdet.images import check_pixels
 
 OtherClasses = Literal["error", "ignore"]
 

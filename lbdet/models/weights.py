@@ -40,11 +40,6 @@ class Weights:
     """What the predictors' rows after background stand for; None where the file does not say."""
     metadata: dict[str, str]
 
-    @property
-    def precision(self) -> str:
-        """What the weights were trained at, such as W4; "float" where the file does not say."""
-        return self.metadata.get("precision", "float")
-
 
 def load_weights(source: str, architecture: str | None = None) -> Weights:
     """Read a `.safetensors`, `.pth` or `.pt` file, or torchvision's own weights for `architecture`.
@@ -80,6 +75,16 @@ def load_weights(source: str, architecture: str | None = None) -> Weights:
     if not tensors:
         raise UserError(f"{source}: weights must hold tensors, got none; save model.state_dict()")
     return Weights(_new_names(tensors), source, _classes(source, metadata), metadata)
+
+
+def trained_precision(source: str) -> str:
+    """Return what the weights of a file that `load_weights` can read were trained at, such as W4;
+    "float" where it does not say. Only the file's head is read.
+    """
+    if not source.endswith(".safetensors"):
+        return "float"
+    with safe_open(source, framework="pt") as file:
+        return (file.metadata() or {}).get("precision", "float")
 
 
 def float_part(weights: Weights) -> Weights:

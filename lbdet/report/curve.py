@@ -58,10 +58,11 @@ def curve_lines(points: Sequence[Point]) -> list[CurveLine]:
     Lines are in the order of their first points, the points of a line in that of their weight bits.
     """
     groups: dict[tuple[str, int | None], list[Point]] = {}
-    for name, group in by_series(points).items():
+    series = by_series(points)
+    for name, group in series.items():
         for point in group:
             groups.setdefault((name, point.act_bits), []).append(point)
-    names = list(by_series(points))
+    names = list(series)
     widths = sorted({0} | {act_bits or 0 for _, act_bits in groups})
     return _float_lines([point for point in points if point.is_float]) + [
         CurveLine(

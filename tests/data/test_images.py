@@ -13,9 +13,9 @@ from fuzz.guards import in_time
 from PIL import Image
 
 from lbdet import images
-from lbdet.data.images import check_pixels, read_image
+from lbdet.data.images import read_image
 from lbdet.errors import UserError
-from lbdet.images import rgb_pixels
+from lbdet.images import check_pixels, rgb_pixels
 
 COLOUR = (200, 100, 50)
 
